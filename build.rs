@@ -1,0 +1,60 @@
+//! Makes what is generated: the declarations of libpq-fe.h for `src/host.rs`, the C header, and
+//! how the shared library is linked.
+
+// A build script reports by panicking.
+#![allow(clippy::expect_used)]
+
+use std::env;
+use std::path::{Path, PathBuf};
+
+fn main() {
+    let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
+    declare_libpq(&out.join("libpq_fe.rs"));
+    write_header(&out.join("pqcancel.h"));
+    link_shared_library();
+}
+
+/// libpq-fe.h as the build machine has it (13 or later). Only declarations: nothing links libpq.
+fn declare_libpq(output: &Path) {
+    let libpq = pkg_config::Config::new()
+        .cargo_metadata(false)
+        .atleast_version("13")
+        .probe("libpq")
+        .expect("libpq-fe.h of libpq 13 or later (Debian: libpq-dev)");
+    let includes = libpq.include_paths.iter().map(|path| format!("-I{}", path.display()));
+    bindgen::Builder::default()
+        .header_contents("libpq.h", "#include <libpq-fe.h>")
+        .clang_args(includes)
+        .allowlist_function("PQ.*")
+        .allowlist_type("PG.*|PQ.*|ConnStatusType|PostgresPollingStatusType|pg_cancel")
+        .blocklist_function("PQ.*print.*|PQtrace|PQuntrace|PQcancel(Create|Start|Poll|Blocking|Status|Socket|ErrorMessage|Reset|Finish)")
+        .layout_tests(false)
+        .generate_comments(false)
+        .rust_edition(bindgen::RustEdition::Edition2024)
+        .generate()
+        .expect("declarations from libpq-fe.h (Debian: libclang-dev)")
+        .write_to_file(output)
+        .expect("declarations written");
+}
+
+fn write_header(output: &Path) {
+    let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it"));
+    let config = cbindgen::Config::from_file(root.join("cbindgen.toml")).expect("cbindgen.toml");
+    cbindgen::Builder::new()
+        .with_config(config)
+        .with_src(root.join("src/ffi.rs"))
+        .generate()
+        .expect("the header from src/ffi.rs")
+        .write_to_file(output);
+    println!("cargo:rerun-if-changed=src/ffi.rs");
+    println!("cargo:rerun-if-changed=cbindgen.toml");
+    println!("cargo:rerun-if-changed=build.rs");
+}
+
+/// rustc exports the functions marked no_mangle and hides everything else, OpenSSL included.
+/// The library is never unloaded: OpenSSL and a libpq may still hold on to it.
+fn link_shared_library() {
+    for argument in ["-soname,libpqcancel.so.1", "-z,nodelete"] {
+        println!("cargo:rustc-cdylib-link-arg=-Wl,{argument}");
+    }
+}

@@ -1,0 +1,140 @@
+/*
+ * pqcancel.h: encrypted, non-blocking PostgreSQL query cancellation for any libpq.
+ *
+ * Include it after or instead of libpq-fe.h and link with -lpqcancel in front of -lpq. The
+ * functions are those of libpq 17 and 18, chapter "Canceling Queries in Progress".
+ *
+ * Threads: different objects may be used by different threads at once; one object by one
+ * thread at a time, as in libpq. Signals: nothing here may be called from a signal handler.
+ *
+ * This file is generated from src/ffi.rs. Do not edit it; run `make header`.
+ */
+
+#ifndef PQCANCEL_H
+#define PQCANCEL_H
+
+#include <libpq-fe.h>
+
+/* What libpq-fe.h of PostgreSQL 17 and later declares for this API, for older ones. */
+#ifndef LIBPQ_HAS_ASYNC_CANCEL
+#define LIBPQ_HAS_ASYNC_CANCEL 1
+
+/* The 15th value of ConnStatusType: the cancel request is created but not started. */
+#define CONNECTION_ALLOCATED ((ConnStatusType) 14)
+#endif
+
+/* An opaque cancel connection, from PQcancelCreate() to PQcancelFinish(). */
+typedef struct pg_cancel_conn PGcancelConn;
+
+#ifdef __cplusplus
+extern "C" {
+#endif // __cplusplus
+
+/**
+ * Create a cancel connection for the session `conn`, as PQcancelCreate() of libpq 17 and 18.
+ *
+ * Everything needed is copied: `conn` may be used, closed or freed afterwards. Nothing is sent
+ * yet. How the session is protected is decided now: a session over TLS is cancelled over TLS,
+ * verified by the session's own settings, and never otherwise.
+ *
+ * Returns a cancel connection, to be freed with PQcancelFinish(); NULL only when out of memory.
+ * If the session cannot be cancelled (NULL, closed, no key from the server, an unknown libpq),
+ * its status is CONNECTION_BAD and PQcancelErrorMessage() tells why.
+ *
+ * Thread rule: no other thread may use `conn` during the call. Not for signal handlers.
+ */
+PGcancelConn *PQcancelCreate(PGconn *conn);
+
+/**
+ * Start to deliver the cancel request without waiting, as PQcancelStart() of libpq 17 and 18.
+ *
+ * Then wait until the socket of PQcancelSocket() can be written, and call PQcancelPoll().
+ *
+ * Returns 1 if it is started. Returns 0 if not (NULL, already bad, already started, or the
+ * server cannot be reached): the status is then CONNECTION_BAD.
+ *
+ * Thread rule: one thread at a time. Not for signal handlers.
+ */
+int PQcancelStart(PGcancelConn *cancelConn);
+
+/**
+ * Deliver the cancel request and wait for the end, as PQcancelBlocking() of libpq 17 and 18.
+ *
+ * Waits as long as the session's connect_timeout allows (seconds; zero, negative and unset mean
+ * without limit), with poll(2).
+ *
+ * Returns 1 if the server has taken the request; whether it had an effect, only the query's own
+ * result tells. Returns 0 if not: PQcancelErrorMessage() tells why.
+ *
+ * Thread rule: one thread at a time. Not for signal handlers.
+ */
+int PQcancelBlocking(PGcancelConn *cancelConn);
+
+/**
+ * Go on with a started cancel request as far as that needs no waiting, as PQcancelPoll() of
+ * libpq 17 and 18. Polling before the socket is ready does no harm.
+ *
+ * Returns PGRES_POLLING_READING or PGRES_POLLING_WRITING: wait until the socket of
+ * PQcancelSocket() can be read or written, and call it again. Returns PGRES_POLLING_OK when the
+ * server has taken the request. Returns PGRES_POLLING_FAILED when it failed, or for NULL (where
+ * libpq crashes).
+ *
+ * Thread rule: one thread at a time. Not for signal handlers.
+ */
+PostgresPollingStatusType PQcancelPoll(PGcancelConn *cancelConn);
+
+/**
+ * The status of a cancel connection, as PQcancelStatus() of libpq 17 and 18.
+ *
+ * Returns CONNECTION_ALLOCATED before it is started, then CONNECTION_STARTED, CONNECTION_MADE,
+ * CONNECTION_SSL_STARTUP or CONNECTION_AWAITING_RESPONSE, in the end CONNECTION_OK (the request
+ * is delivered) or CONNECTION_BAD (also for NULL).
+ *
+ * Thread rule: one thread at a time. Not for signal handlers.
+ */
+ConnStatusType PQcancelStatus(const PGcancelConn *cancelConn);
+
+/**
+ * The socket of a cancel connection, as PQcancelSocket() of libpq 17 and 18. It is non-blocking
+ * and closed on exec; it belongs to the cancel connection and may change with each
+ * PQcancelStart().
+ *
+ * Returns a descriptor, or -1 where there is none (also for NULL).
+ *
+ * Thread rule: one thread at a time. Not for signal handlers.
+ */
+int PQcancelSocket(const PGcancelConn *cancelConn);
+
+/**
+ * The message of the latest failure of a cancel connection, as PQcancelErrorMessage() of libpq
+ * 17 and 18: in libpq's words, ending in a newline, empty after a success.
+ *
+ * Returns a string that belongs to the cancel connection and is valid until the next call with
+ * it. For NULL it is a constant.
+ *
+ * Thread rule: one thread at a time. Not for signal handlers.
+ */
+char *PQcancelErrorMessage(const PGcancelConn *cancelConn);
+
+/**
+ * Close the connection of a cancel request, whatever became of it, and make it ready to be
+ * started again, as PQcancelReset() of libpq 17 and 18. Its status is then CONNECTION_ALLOCATED.
+ * NULL is ignored (where libpq crashes).
+ *
+ * Thread rule: one thread at a time. Not for signal handlers.
+ */
+void PQcancelReset(PGcancelConn *cancelConn);
+
+/**
+ * Close and free a cancel connection, at any point, as PQcancelFinish() of libpq 17 and 18. NULL
+ * is ignored. If the request is not delivered yet, it may or may not be.
+ *
+ * Thread rule: one thread, and no use afterwards. Not for signal handlers.
+ */
+void PQcancelFinish(PGcancelConn *cancelConn);
+
+#ifdef __cplusplus
+}  // extern "C"
+#endif  // __cplusplus
+
+#endif  /* PQCANCEL_H */

@@ -1,0 +1,294 @@
+//! The object behind `PGcancelConn`: it drives one machine over one link, a step at a time
+//! (poll) or to the end (blocking), as often as it is reset. Where it stops between two polls,
+//! what its message says at each moment and when its socket closes are libpq 18's.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::error::{Error, ErrorMessage};
+use crate::link::{Link, Receipt, Step};
+use crate::machine::{Event, Machine, Status, Turn, Want};
+use crate::socket::{Connecting, Direction, Socket, Waited};
+use crate::target::{Protection, Target};
+use crate::tls::Tls;
+
+/// What the caller of a poll has to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Polling {
+    /// It has failed; the message says why.
+    Failed,
+    /// Wait until the socket can be read, then poll again.
+    Reading,
+    /// Wait until the socket can be written, then poll again.
+    Writing,
+    /// The request is delivered.
+    Ok,
+}
+
+impl From<Direction> for Polling {
+    fn from(direction: Direction) -> Polling {
+        match direction {
+            Direction::Reading => Polling::Reading,
+            Direction::Writing => Polling::Writing,
+        }
+    }
+}
+
+/// A cancel connection.
+pub struct CancelConn {
+    delivery: Option<Delivery>,
+    /// What to say without a delivery: bad from the start, and "allocated" once it is reset, as
+    /// in libpq; it still cannot be started.
+    status_without: Status,
+    message: ErrorMessage,
+}
+
+/// One session's cancel request and how far it has come.
+struct Delivery {
+    target: Arc<Target>,
+    machine: Machine,
+    link: Option<Link>,
+}
+
+impl CancelConn {
+    /// A cancel connection for this target, or one that is bad from the start and says why.
+    pub fn new(target: Result<Arc<Target>, Error>) -> CancelConn {
+        let mut message = ErrorMessage::default();
+        let delivery = match target {
+            Ok(target) => Some(Delivery {
+                machine: Machine::new(target.request.clone(), target.negotiation()),
+                target,
+                link: None,
+            }),
+            Err(error) => {
+                message.append_error(&error);
+                None
+            }
+        };
+        CancelConn { delivery, status_without: Status::Bad, message }
+    }
+
+    /// Where it is.
+    pub fn status(&self) -> Status {
+        match &self.delivery {
+            Some(delivery) => delivery.machine.status(),
+            None => self.status_without,
+        }
+    }
+
+    /// Its socket's descriptor, if it has one.
+    pub fn socket(&self) -> Option<i32> {
+        Some(self.delivery.as_ref()?.link.as_ref()?.socket().as_raw_fd())
+    }
+
+    /// The latest message.
+    pub fn message(&self) -> &ErrorMessage {
+        &self.message
+    }
+
+    /// Begins to connect. False if that failed.
+    pub fn start(&mut self) -> bool {
+        match self.status() {
+            Status::Allocated => {}
+            Status::Bad => return false,
+            _ => {
+                self.fail(&Error::AlreadyStarted);
+                return false;
+            }
+        }
+        let Some(delivery) = &mut self.delivery else {
+            self.status_without = Status::Bad;
+            return false;
+        };
+        match delivery.start(&mut self.message) {
+            Ok(()) => true,
+            Err(error) => {
+                self.fail(&error);
+                // The caller cannot have seen the socket yet.
+                self.close();
+                false
+            }
+        }
+    }
+
+    /// Goes on as far as it can without waiting.
+    pub fn poll(&mut self) -> Polling {
+        let result = match &mut self.delivery {
+            Some(delivery) => delivery.advance(),
+            None if self.status_without == Status::Bad => return Polling::Failed,
+            None => Err(Error::InvalidState),
+        };
+        match result {
+            Ok(Polling::Ok) => {
+                self.close();
+                self.message.clear();
+                Polling::Ok
+            }
+            Ok(polling) => polling,
+            Err(error) => {
+                self.fail(&error);
+                Polling::Failed
+            }
+        }
+    }
+
+    /// Delivers the request, waiting as long as connect_timeout allows. False if that failed.
+    pub fn run_blocking(&mut self) -> bool {
+        if !self.start() {
+            return false;
+        }
+        let deadline = match self.connect_timeout() {
+            Ok(limit) => limit.map(|limit| Instant::now() + limit),
+            Err(error) => {
+                self.fail(&error);
+                return false;
+            }
+        };
+        let mut polling = Polling::Writing;
+        loop {
+            let direction = match polling {
+                Polling::Ok => return true,
+                Polling::Failed => return false,
+                Polling::Reading => Direction::Reading,
+                Polling::Writing => Direction::Writing,
+            };
+            if let Err(error) = self.wait_blocking(direction, deadline) {
+                self.fail(&error);
+                return false;
+            }
+            polling = self.poll();
+        }
+    }
+
+    fn connect_timeout(&self) -> Result<Option<std::time::Duration>, Error> {
+        self.delivery.as_ref().map_or(Ok(None), |delivery| delivery.target.connect_timeout.limit())
+    }
+
+    fn wait_blocking(&self, direction: Direction, deadline: Option<Instant>) -> Result<(), Error> {
+        let link = self.delivery.as_ref().and_then(|delivery| delivery.link.as_ref());
+        match link.ok_or(Error::InvalidState)?.socket().wait_blocking(direction, deadline)? {
+            Waited::Ready => Ok(()),
+            Waited::TimedOut => Err(Error::TimeoutExpired),
+        }
+    }
+
+    /// Closes the connection and forgets what became of it; it may be started again.
+    pub fn reset(&mut self) {
+        self.close();
+        self.message.clear();
+        match &mut self.delivery {
+            Some(delivery) => delivery.machine.reset(),
+            None => self.status_without = Status::Allocated,
+        }
+    }
+
+    /// Makes it bad, with a reason. The socket stays open for the caller to let go of, unless
+    /// libpq would close it.
+    pub fn fail(&mut self, error: &Error) {
+        self.message.append_error(error);
+        self.status_without = Status::Bad;
+        if let Some(delivery) = &mut self.delivery {
+            delivery.machine.fail();
+            if error.closes_socket() {
+                delivery.link = None;
+            } else if let Some(link) = &mut delivery.link {
+                link.close_tls();
+            }
+        }
+    }
+
+    fn close(&mut self) {
+        if let Some(delivery) = &mut self.delivery {
+            delivery.link = None;
+        }
+    }
+}
+
+impl Delivery {
+    fn start(&mut self, message: &mut ErrorMessage) -> Result<(), Error> {
+        let target = &self.target;
+        let opened = Socket::open(&target.address);
+        message.append(&target.failure_prefix);
+        let socket = opened?;
+        if !target.address.is_local() {
+            socket.set_tcp_options(&target.tcp)?;
+        }
+        let connecting = socket.connect(&target.address)?;
+        self.link = Some(Link::new(socket));
+        self.machine.start();
+        if connecting == Connecting::Finished {
+            self.advance()?;
+        }
+        Ok(())
+    }
+
+    /// Brings about what the machine wants until it yields or the socket has to be waited for.
+    fn advance(&mut self) -> Result<Polling, Error> {
+        loop {
+            match self.machine.status() {
+                Status::Ok => return Ok(Polling::Ok),
+                Status::Bad => return Err(Error::InvalidState),
+                _ => {}
+            }
+            let turn = match self.step()? {
+                Step::Done(turn) => turn,
+                Step::Blocked(direction) => return Ok(direction.into()),
+            };
+            if turn == Turn::Yield {
+                match self.machine.want() {
+                    Want::Nothing => return Ok(Polling::Ok),
+                    // What is buffered already would never make the socket readable.
+                    Want::Receive if self.has_unread() => {}
+                    Want::Receive => return Ok(Polling::Reading),
+                    Want::Connect | Want::Send(_) | Want::Handshake => return Ok(Polling::Writing),
+                }
+            }
+        }
+    }
+
+    fn has_unread(&self) -> bool {
+        self.link.as_ref().is_some_and(Link::has_unread)
+    }
+
+    /// One thing that the machine wants.
+    fn step(&mut self) -> Result<Step<Turn>, Error> {
+        let target = &self.target;
+        let Some(link) = &mut self.link else {
+            return Err(Error::InvalidState);
+        };
+        let mut buffer = [0; 256];
+        let event = match self.machine.want() {
+            Want::Nothing => return Err(Error::InvalidState),
+            Want::Connect => {
+                link.socket().finish_connect(&target.address)?;
+                if let (true, Some(required)) = (target.address.is_local(), &target.requirepeer) {
+                    link.socket().require_peer(required)?;
+                }
+                Event::Connected
+            }
+            Want::Send(bytes) => match link.send(bytes)? {
+                Step::Done(()) => Event::Sent,
+                Step::Blocked(direction) => return Ok(Step::Blocked(direction)),
+            },
+            Want::Receive => match link.receive(&mut buffer)? {
+                Step::Done(Receipt::Bytes(length)) => {
+                    Event::Received(buffer.get(..length).unwrap_or_default())
+                }
+                Step::Done(Receipt::Closed) => Event::Closed,
+                Step::Blocked(direction) => return Ok(Step::Blocked(direction)),
+            },
+            Want::Handshake => match link.handshake(|| prepare_tls(target))? {
+                Step::Done(()) => Event::HandshakeFinished,
+                Step::Blocked(direction) => return Ok(Step::Blocked(direction)),
+            },
+        };
+        self.machine.handle(event).map(Step::Done)
+    }
+}
+
+fn prepare_tls(target: &Target) -> Result<Tls, Error> {
+    match &target.protection {
+        Protection::Tls(options) => Tls::new(options, target.host_name.as_deref()),
+        Protection::Plaintext => Err(Error::InvalidState),
+    }
+}

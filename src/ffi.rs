@@ -1,0 +1,247 @@
+//! The C surface: pointers in, results out, and no logic. Every function catches panics, because
+//! none may cross into C, and answers NULL with libpq's failure value.
+//!
+//! The documentation comments of the functions travel into include/pqcancel.h.
+//! (cbindgen reads this file as text; that is why the functions are written out and not made by
+//! a macro.)
+
+#![allow(unsafe_code)]
+
+use std::ffi::{c_char, c_int, c_void};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ptr::NonNull;
+use std::sync::{Arc, Once};
+
+use crate::abi::{CONNECTION_BAD, ConnStatusType, PGRES_POLLING_FAILED, PostgresPollingStatusType};
+use crate::cancel_conn::CancelConn;
+use crate::error::Error;
+use crate::host::{Host, PGconn, Session};
+use crate::target::Target;
+
+/// The C type is opaque; behind it is this.
+pub type PGcancelConn = CancelConn;
+
+/// Goes on with another function that takes, behind the one argument of this, the address that
+/// this one was called from: it tells whose libpq the caller uses, and a compiled function has no
+/// way to ask for it.
+#[cfg(target_arch = "x86_64")]
+macro_rules! return_address_as_second_argument {
+    ($function:literal) => {
+        concat!("mov rsi, [rsp]\njmp ", $function)
+    };
+}
+
+#[cfg(target_arch = "aarch64")]
+macro_rules! return_address_as_second_argument {
+    ($function:literal) => {
+        concat!("mov x1, x30\nb ", $function)
+    };
+}
+
+/// Create a cancel connection for the session `conn`, as PQcancelCreate() of libpq 17 and 18.
+///
+/// Everything needed is copied: `conn` may be used, closed or freed afterwards. Nothing is sent
+/// yet. How the session is protected is decided now: a session over TLS is cancelled over TLS,
+/// verified by the session's own settings, and never otherwise.
+///
+/// Returns a cancel connection, to be freed with PQcancelFinish(); NULL only when out of memory.
+/// If the session cannot be cancelled (NULL, closed, no key from the server, an unknown libpq),
+/// its status is CONNECTION_BAD and PQcancelErrorMessage() tells why.
+///
+/// Thread rule: no other thread may use `conn` during the call. Not for signal handlers.
+#[unsafe(naked)]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn PQcancelCreate(conn: *mut PGconn) -> *mut PGcancelConn {
+    core::arch::naked_asm!(return_address_as_second_argument!("{create}"), create = sym create)
+}
+
+/// # Safety
+///
+/// `conn` is NULL or a live connection that no other thread uses meanwhile.
+unsafe extern "C" fn create(conn: *mut PGconn, return_address: *const c_void) -> *mut PGcancelConn {
+    guard(std::ptr::null_mut(), || {
+        let target = NonNull::new(conn).ok_or(Error::NullConnection).and_then(|conn| {
+            let host = Host::of_caller(return_address)?;
+            // SAFETY: the caller's promise; the host is the libpq that the caller calls.
+            let session = unsafe { Session::new(conn, host) };
+            Target::of_session(&session).map(Arc::new)
+        });
+        Box::into_raw(Box::new(CancelConn::new(target)))
+    })
+}
+
+/// Start to deliver the cancel request without waiting, as PQcancelStart() of libpq 17 and 18.
+///
+/// Then wait until the socket of PQcancelSocket() can be written, and call PQcancelPoll().
+///
+/// Returns 1 if it is started. Returns 0 if not (NULL, already bad, already started, or the
+/// server cannot be reached): the status is then CONNECTION_BAD.
+///
+/// Thread rule: one thread at a time. Not for signal handlers.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn PQcancelStart(cancelConn: *mut PGcancelConn) -> c_int {
+    // SAFETY: this function's own contract.
+    unsafe { with(cancelConn, 0, |cancel| c_int::from(cancel.start())) }
+}
+
+/// Deliver the cancel request and wait for the end, as PQcancelBlocking() of libpq 17 and 18.
+///
+/// Waits as long as the session's connect_timeout allows (seconds; zero, negative and unset mean
+/// without limit), with poll(2).
+///
+/// Returns 1 if the server has taken the request; whether it had an effect, only the query's own
+/// result tells. Returns 0 if not: PQcancelErrorMessage() tells why.
+///
+/// Thread rule: one thread at a time. Not for signal handlers.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn PQcancelBlocking(cancelConn: *mut PGcancelConn) -> c_int {
+    // SAFETY: this function's own contract.
+    unsafe { with(cancelConn, 0, |cancel| c_int::from(cancel.run_blocking())) }
+}
+
+/// Go on with a started cancel request as far as that needs no waiting, as PQcancelPoll() of
+/// libpq 17 and 18. Polling before the socket is ready does no harm.
+///
+/// Returns PGRES_POLLING_READING or PGRES_POLLING_WRITING: wait until the socket of
+/// PQcancelSocket() can be read or written, and call it again. Returns PGRES_POLLING_OK when the
+/// server has taken the request. Returns PGRES_POLLING_FAILED when it failed, or for NULL (where
+/// libpq crashes).
+///
+/// Thread rule: one thread at a time. Not for signal handlers.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn PQcancelPoll(cancelConn: *mut PGcancelConn) -> PostgresPollingStatusType {
+    // SAFETY: this function's own contract.
+    unsafe { with(cancelConn, PGRES_POLLING_FAILED, |cancel| cancel.poll().into()) }
+}
+
+/// The status of a cancel connection, as PQcancelStatus() of libpq 17 and 18.
+///
+/// Returns CONNECTION_ALLOCATED before it is started, then CONNECTION_STARTED, CONNECTION_MADE,
+/// CONNECTION_SSL_STARTUP or CONNECTION_AWAITING_RESPONSE, in the end CONNECTION_OK (the request
+/// is delivered) or CONNECTION_BAD (also for NULL).
+///
+/// Thread rule: one thread at a time. Not for signal handlers.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn PQcancelStatus(cancelConn: *const PGcancelConn) -> ConnStatusType {
+    // SAFETY: this function's own contract.
+    unsafe { read(cancelConn, CONNECTION_BAD, |cancel| cancel.status().into()) }
+}
+
+/// The socket of a cancel connection, as PQcancelSocket() of libpq 17 and 18. It is non-blocking
+/// and closed on exec; it belongs to the cancel connection and may change with each
+/// PQcancelStart().
+///
+/// Returns a descriptor, or -1 where there is none (also for NULL).
+///
+/// Thread rule: one thread at a time. Not for signal handlers.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn PQcancelSocket(cancelConn: *const PGcancelConn) -> c_int {
+    // SAFETY: this function's own contract.
+    unsafe { read(cancelConn, -1, |cancel| cancel.socket().unwrap_or(-1)) }
+}
+
+/// The message of the latest failure of a cancel connection, as PQcancelErrorMessage() of libpq
+/// 17 and 18: in libpq's words, ending in a newline, empty after a success.
+///
+/// Returns a string that belongs to the cancel connection and is valid until the next call with
+/// it. For NULL it is a constant.
+///
+/// Thread rule: one thread at a time. Not for signal handlers.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn PQcancelErrorMessage(cancelConn: *const PGcancelConn) -> *mut c_char {
+    let no_connection = c"connection pointer is NULL\n".as_ptr();
+    // SAFETY: this function's own contract.
+    unsafe { read(cancelConn, no_connection, |cancel| cancel.message().as_ptr()) }.cast_mut()
+}
+
+/// Close the connection of a cancel request, whatever became of it, and make it ready to be
+/// started again, as PQcancelReset() of libpq 17 and 18. Its status is then CONNECTION_ALLOCATED.
+/// NULL is ignored (where libpq crashes).
+///
+/// Thread rule: one thread at a time. Not for signal handlers.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn PQcancelReset(cancelConn: *mut PGcancelConn) {
+    // SAFETY: this function's own contract.
+    unsafe { with(cancelConn, (), CancelConn::reset) }
+}
+
+/// Close and free a cancel connection, at any point, as PQcancelFinish() of libpq 17 and 18. NULL
+/// is ignored. If the request is not delivered yet, it may or may not be.
+///
+/// Thread rule: one thread, and no use afterwards. Not for signal handlers.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn PQcancelFinish(cancelConn: *mut PGcancelConn) {
+    guard((), || {
+        if !cancelConn.is_null() {
+            // SAFETY: this function's own contract: a pointer of PQcancelCreate, given back once.
+            drop(unsafe { Box::from_raw(cancelConn) });
+        }
+    });
+}
+
+/// Does something with a cancel connection; what a panic leaves behind is bad.
+///
+/// # Safety
+///
+/// `cancel` is NULL or came from PQcancelCreate, was not finished, and is not used by another
+/// thread meanwhile: what the header asks of every caller.
+unsafe fn with<T: Copy>(
+    cancel: *mut PGcancelConn,
+    failure: T,
+    body: impl FnOnce(&mut CancelConn) -> T,
+) -> T {
+    // SAFETY: the caller's promise.
+    let Some(cancel) = (unsafe { cancel.as_mut() }) else {
+        return failure;
+    };
+    match catch(|| body(cancel)) {
+        Some(result) => result,
+        None => guard(failure, || {
+            cancel.fail(&Error::Panicked);
+            failure
+        }),
+    }
+}
+
+/// Looks at a cancel connection.
+///
+/// # Safety
+///
+/// As for [`with`].
+unsafe fn read<T: Copy>(
+    cancel: *const PGcancelConn,
+    failure: T,
+    body: impl FnOnce(&CancelConn) -> T,
+) -> T {
+    // SAFETY: the caller's promise.
+    match unsafe { cancel.as_ref() } {
+        Some(cancel) => guard(failure, || body(cancel)),
+        None => failure,
+    }
+}
+
+/// Runs what C called; a panic becomes the failure value.
+fn guard<T>(failure: T, body: impl FnOnce() -> T) -> T {
+    catch(body).unwrap_or(failure)
+}
+
+fn catch<T>(body: impl FnOnce() -> T) -> Option<T> {
+    keep_panics_quiet();
+    match catch_unwind(AssertUnwindSafe(body)) {
+        Ok(result) => Some(result),
+        Err(payload) => {
+            // Dropping it could panic again.
+            std::mem::forget(payload);
+            None
+        }
+    }
+}
+
+/// A guest does not print. The hook is that of our own copy of Rust's standard library; a host
+/// written in Rust has another.
+fn keep_panics_quiet() {
+    static QUIET: Once = Once::new();
+    if cfg!(not(test)) {
+        QUIET.call_once(|| std::panic::set_hook(Box::new(|_| {})));
+    }
+}

@@ -1,0 +1,29 @@
+//! Encrypted, non-blocking PostgreSQL query cancellation for any libpq: the cancel API of libpq
+//! 17 and 18 as one shared library with a C interface.
+//!
+//! The way of a cancel request, top down: [`ffi`] takes the C call; [`host`] finds the libpq that
+//! made the session and [`target`] takes a snapshot of it; [`cancel_conn`] drives the protocol
+//! ([`machine`]) over a [`link`], which is a [`socket`] and [`tls`] over it.
+//!
+//! C programs use `include/pqcancel.h`. The Rust form exists for tests and fuzzing and promises
+//! nothing.
+
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic))]
+
+pub mod abi;
+pub mod address;
+pub mod cancel_conn;
+pub mod error;
+#[allow(non_snake_case, clippy::missing_safety_doc)]
+pub mod ffi;
+pub mod host;
+pub mod host_layout;
+pub mod link;
+pub mod machine;
+pub mod message;
+pub mod params;
+pub mod socket;
+pub mod target;
+pub mod tls;
+pub mod tls_context;
+pub mod verify;

@@ -1,0 +1,203 @@
+//! The connection to the server: a socket, and TLS over it once that is asked for. It moves bytes
+//! and knows nothing of the protocol; it never waits, but says what to wait for.
+
+use nix::errno::Errno;
+
+use crate::error::Error;
+use crate::socket::{Direction, Socket};
+use crate::tls::{Decrypted, Tls};
+
+/// As much as one read takes; a TLS record fits.
+const READ_SIZE: usize = 17 * 1024;
+
+/// How a step ended that needs the socket.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Step<T> {
+    /// It is done.
+    Done(T),
+    /// The socket has to be waited for; then the same step again.
+    Blocked(Direction),
+}
+
+/// What a read brought.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Receipt {
+    /// This many bytes.
+    Bytes(usize),
+    /// The server closed the connection.
+    Closed,
+}
+
+/// One connection; closed, TLS first, when dropped.
+#[derive(Debug)]
+pub struct Link {
+    socket: Socket,
+    tls: Option<Tls>,
+    /// How much of the message being sent is sent (plaintext) or whether it is encrypted (TLS).
+    sent: usize,
+    /// A failed write is held back, as in libpq, because the server may have said why.
+    write_error: Option<Errno>,
+    peer_closed: bool,
+}
+
+impl Link {
+    /// A connection over this socket, in plaintext so far.
+    pub fn new(socket: Socket) -> Link {
+        Link { socket, tls: None, sent: 0, write_error: None, peer_closed: false }
+    }
+
+    /// The socket, to be waited for.
+    pub fn socket(&self) -> &Socket {
+        &self.socket
+    }
+
+    /// Whether something is left to read that waiting for the socket would not show.
+    pub fn has_unread(&self) -> bool {
+        self.tls.as_ref().is_some_and(Tls::has_unread)
+    }
+
+    /// Sends a message whole, through TLS where that is established.
+    pub fn send(&mut self, message: &[u8]) -> Result<Step<()>, Error> {
+        if let Some(tls) = &mut self.tls {
+            if self.sent == 0 {
+                tls.encrypt(message)?;
+                self.sent = message.len();
+            }
+            if !self.flush() {
+                return Ok(Step::Blocked(Direction::Writing));
+            }
+        } else {
+            while let Some(rest) = message.get(self.sent..).filter(|rest| !rest.is_empty()) {
+                match write(&self.socket, &mut self.write_error, rest) {
+                    Some(length) => self.sent += length,
+                    None => return Ok(Step::Blocked(Direction::Writing)),
+                }
+            }
+        }
+        self.sent = 0;
+        Ok(Step::Done(()))
+    }
+
+    /// Receives bytes, decrypted where TLS is established.
+    pub fn receive(&mut self, buffer: &mut [u8]) -> Result<Step<Receipt>, Error> {
+        let Some(tls) = &mut self.tls else {
+            return match self.socket.receive(buffer) {
+                Ok(0) => self.closed(),
+                Ok(length) => Ok(Step::Done(Receipt::Bytes(length))),
+                Err(Errno::EAGAIN) => Ok(Step::Blocked(Direction::Reading)),
+                Err(errno) => Err(Error::Receive(errno)),
+            };
+        };
+        let mut ciphertext = [0; READ_SIZE];
+        loop {
+            match tls.decrypt(buffer)? {
+                Decrypted::Bytes(length) => return Ok(Step::Done(Receipt::Bytes(length))),
+                Decrypted::Closed => return self.closed(),
+                Decrypted::NeedMore => {}
+            }
+            match self.socket.receive(&mut ciphertext) {
+                // Bare, without TLS's own closing: whoever could forge that could as well have
+                // cut the connection, so it tells no less than closing in good order.
+                Ok(0) => return self.closed(),
+                Ok(length) => tls.received(ciphertext.get(..length).unwrap_or_default()),
+                Err(Errno::EAGAIN) => return Ok(Step::Blocked(Direction::Reading)),
+                Err(errno @ (Errno::EPIPE | Errno::ECONNRESET)) => {
+                    return Err(Error::Receive(errno));
+                }
+                Err(errno) => return Err(Error::SslSyscall(errno)),
+            }
+        }
+    }
+
+    /// The server closed. If what we last wrote never left, that is the failure to report: libpq
+    /// 18 forgets it and calls the request delivered.
+    fn closed(&mut self) -> Result<Step<Receipt>, Error> {
+        self.peer_closed = true;
+        match self.write_error.take() {
+            Some(errno) => Err(Error::Send(errno)),
+            None => Ok(Step::Done(Receipt::Closed)),
+        }
+    }
+
+    /// Goes on with the TLS handshake; `prepare` makes ready for it the first time.
+    pub fn handshake(
+        &mut self,
+        prepare: impl FnOnce() -> Result<Tls, Error>,
+    ) -> Result<Step<()>, Error> {
+        if self.tls.is_none() {
+            self.tls = Some(prepare()?);
+        }
+        let mut ciphertext = [0; READ_SIZE];
+        loop {
+            let Some(tls) = &mut self.tls else {
+                return Err(Error::InvalidState);
+            };
+            let finished = tls.handshake();
+            // Also on failure: an alert tells the server why.
+            let flushed = self.flush();
+            if finished? {
+                return Ok(if flushed {
+                    Step::Done(())
+                } else {
+                    Step::Blocked(Direction::Writing)
+                });
+            }
+            if !flushed {
+                return Ok(Step::Blocked(Direction::Writing));
+            }
+            match self.socket.receive(&mut ciphertext) {
+                Ok(0) => return Err(Tls::closed_in_handshake()),
+                Ok(length) => {
+                    let received = ciphertext.get(..length).unwrap_or_default();
+                    self.tls.iter_mut().for_each(|tls| tls.received(received));
+                }
+                Err(Errno::EAGAIN) => return Ok(Step::Blocked(Direction::Reading)),
+                Err(errno) => return Err(Error::SslSyscall(errno)),
+            }
+        }
+    }
+
+    /// Sends ciphertext that waits for it. False when the socket has to be waited for.
+    fn flush(&mut self) -> bool {
+        loop {
+            let Some(tls) = self.tls.as_mut().filter(|tls| !tls.unsent().is_empty()) else {
+                return true;
+            };
+            let Some(length) = write(&self.socket, &mut self.write_error, tls.unsent()) else {
+                return false;
+            };
+            tls.sent(length);
+        }
+    }
+
+    /// Ends TLS, politely where it is established and the server still there.
+    pub fn close_tls(&mut self) {
+        if !self.peer_closed {
+            self.tls.iter_mut().for_each(Tls::shut_down);
+            self.flush();
+        }
+        self.tls = None;
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.close_tls();
+    }
+}
+
+/// Writes some bytes; `None` when the socket has to be waited for. After a failure, which is held
+/// back, everything counts as written: reading will tell more.
+fn write(socket: &Socket, error: &mut Option<Errno>, bytes: &[u8]) -> Option<usize> {
+    if error.is_some() {
+        return Some(bytes.len());
+    }
+    match socket.send(bytes) {
+        Ok(length) => Some(length),
+        Err(Errno::EAGAIN) => None,
+        Err(errno) => {
+            *error = Some(errno);
+            Some(bytes.len())
+        }
+    }
+}

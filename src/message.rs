@@ -1,0 +1,117 @@
+//! The three messages of a cancel connection: SSLRequest, the one byte that answers it, and
+//! CancelRequest. See "Message Formats" in the PostgreSQL documentation. Bytes only; no I/O.
+
+use zeroize::Zeroizing;
+
+/// SSLRequest: its length and the code 80877103.
+pub const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
+
+/// The code that marks a CancelRequest where a startup packet has its protocol version.
+pub const CANCEL_REQUEST_CODE: u32 = 80_877_102;
+
+/// The shortest and the longest cancel key a server may send (protocol 3.2).
+pub const CANCEL_KEY_LENGTHS: std::ops::RangeInclusive<usize> = 4..=256;
+
+/// A complete CancelRequest, wiped when dropped because it holds the session's cancel key.
+#[derive(Clone)]
+pub struct CancelRequest(Zeroizing<Vec<u8>>);
+
+impl CancelRequest {
+    /// The request for the backend with this process ID and cancel key.
+    ///
+    /// A key whose length the protocol does not allow gives no request.
+    pub fn new(backend_pid: i32, key: &[u8]) -> Option<CancelRequest> {
+        if !CANCEL_KEY_LENGTHS.contains(&key.len()) {
+            return None;
+        }
+        let length = u32::try_from(12 + key.len()).ok()?;
+        let mut bytes = Zeroizing::new(Vec::with_capacity(12 + key.len()));
+        bytes.extend_from_slice(&length.to_be_bytes());
+        bytes.extend_from_slice(&CANCEL_REQUEST_CODE.to_be_bytes());
+        bytes.extend_from_slice(&backend_pid.to_be_bytes());
+        bytes.extend_from_slice(key);
+        Some(CancelRequest(bytes))
+    }
+
+    /// The bytes to put on the wire.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+/// The key is secret, so debugging output shows the length only.
+impl std::fmt::Debug for CancelRequest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "CancelRequest({} bytes)", self.0.len())
+    }
+}
+
+/// What the first byte of a server's answer to SSLRequest means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SslReply {
+    /// 'S': the TLS handshake may begin.
+    Accepted,
+    /// 'N': the server does not speak TLS.
+    Refused,
+    /// 'E': an error message follows. It is never shown, because nobody has proven to be the
+    /// server yet (CVE-2024-10977).
+    Error,
+    /// Anything else: this is no PostgreSQL server.
+    Unknown(u8),
+}
+
+impl From<u8> for SslReply {
+    fn from(byte: u8) -> SslReply {
+        match byte {
+            b'S' => SslReply::Accepted,
+            b'N' => SslReply::Refused,
+            b'E' => SslReply::Error,
+            other => SslReply::Unknown(other),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cancel_request_is_length_code_pid_key_in_network_order() {
+        let request = CancelRequest::new(0x0102_0304, &[9, 8, 7, 6]).unwrap();
+        assert_eq!(
+            request.as_bytes(),
+            [0, 0, 0, 16, 0x04, 0xd2, 0x16, 0x2e, 1, 2, 3, 4, 9, 8, 7, 6]
+        );
+    }
+
+    #[test]
+    fn keys_of_every_allowed_length_and_no_other() {
+        for length in 0..300 {
+            let request = CancelRequest::new(1, &vec![7; length]);
+            assert_eq!(request.is_some(), (4..=256).contains(&length), "{length}");
+            if let Some(request) = request {
+                assert_eq!(request.as_bytes().len(), 12 + length);
+                assert_eq!(request.as_bytes()[..4], (12 + length as u32).to_be_bytes());
+            }
+        }
+    }
+
+    #[test]
+    fn debugging_output_hides_the_key() {
+        let request = CancelRequest::new(1, b"secret").unwrap();
+        assert_eq!(format!("{request:?}"), "CancelRequest(18 bytes)");
+    }
+
+    #[test]
+    fn every_reply_byte_is_classified() {
+        for byte in 0..=255_u8 {
+            let expected = match byte {
+                b'S' => SslReply::Accepted,
+                b'N' => SslReply::Refused,
+                b'E' => SslReply::Error,
+                _ => SslReply::Unknown(byte),
+            };
+            assert_eq!(SslReply::from(byte), expected);
+        }
+    }
+}

@@ -1,0 +1,232 @@
+//! TLS on a cancel connection, without its socket: ciphertext in, ciphertext out. What moves it
+//! is `link.rs`.
+//!
+//! Keeping OpenSSL away from the socket keeps every system call in one file, and means that the
+//! only thing a handshake ever waits for is more bytes from the server.
+
+use std::io::{self, Read, Write};
+
+use openssl::error::ErrorStack;
+use openssl::ssl::{self, ErrorCode, Ssl, SslStream};
+
+use crate::error::Error;
+use crate::params::{SslMode, SslNegotiation, TlsOptions, TlsVersion};
+use crate::tls_context::{self, reason};
+use crate::verify::verify_peer_name;
+
+/// The two directions of ciphertext, as OpenSSL sees them: a stream that can always be written
+/// and that "would block" when it is read empty.
+#[derive(Debug, Default)]
+struct Pipe {
+    received: Vec<u8>,
+    unsent: Vec<u8>,
+}
+
+impl Read for Pipe {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.received.is_empty() {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        let length = self.received.as_slice().read(buffer)?;
+        self.received.drain(..length);
+        Ok(length)
+    }
+}
+
+impl Write for Pipe {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.unsent.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What decrypting brought.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Decrypted {
+    /// This many bytes.
+    Bytes(usize),
+    /// The server said that it will send no more.
+    Closed,
+    /// Nothing until more has been received.
+    NeedMore,
+}
+
+/// One TLS connection.
+#[derive(Debug)]
+pub struct Tls {
+    stream: SslStream<Pipe>,
+    direct: bool,
+    /// The host name to verify, for sslmode=verify-full.
+    verify_host: Option<Option<String>>,
+    versions: (Option<TlsVersion>, Option<TlsVersion>),
+}
+
+impl Tls {
+    /// Prepares a connection to the server that was asked for by this host name.
+    pub fn new(options: &TlsOptions, host: Option<&str>) -> Result<Tls, Error> {
+        let context = tls_context::build(options)?;
+        let failed = |e: ErrorStack| {
+            Error::Tls(format!("could not establish SSL connection: {}", reason(&e)))
+        };
+        let mut ssl = Ssl::new(&context).map_err(failed)?;
+        if let Some(name) = host.filter(|host| options.sni && is_name(host)) {
+            ssl.set_hostname(name).map_err(|e| {
+                let why = reason(&e);
+                Error::Tls(format!("could not set SSL Server Name Indication (SNI): {why}"))
+            })?;
+        }
+        Ok(Tls {
+            stream: SslStream::new(ssl, Pipe::default()).map_err(failed)?,
+            direct: options.negotiation == SslNegotiation::Direct,
+            verify_host: (options.sslmode == SslMode::VerifyFull).then(|| host.map(str::to_owned)),
+            versions: (options.min_version, options.max_version),
+        })
+    }
+
+    /// Takes in ciphertext.
+    pub fn received(&mut self, ciphertext: &[u8]) {
+        self.stream.get_mut().received.extend_from_slice(ciphertext);
+    }
+
+    /// Whether ciphertext was taken in that has not been looked at.
+    pub fn has_unread(&self) -> bool {
+        !self.stream.get_ref().received.is_empty() || self.stream.ssl().pending() > 0
+    }
+
+    /// Ciphertext that waits to be sent.
+    pub fn unsent(&self) -> &[u8] {
+        &self.stream.get_ref().unsent
+    }
+
+    /// Forgets ciphertext that has been sent.
+    pub fn sent(&mut self, length: usize) {
+        self.stream.get_mut().unsent.drain(..length);
+    }
+
+    /// Goes on with the handshake. True when it is finished and the server verified; what is
+    /// unsent then belongs to it still. False when it needs more from the server.
+    pub fn handshake(&mut self) -> Result<bool, Error> {
+        forget_old_errors();
+        match self.stream.connect() {
+            Ok(()) => self.verify().map(|()| true),
+            Err(error) if error.code() == ErrorCode::WANT_READ => Ok(false),
+            Err(error) => Err(self.handshake_error(&error)),
+        }
+    }
+
+    /// What OpenSSL's chain verification leaves open.
+    fn verify(&self) -> Result<(), Error> {
+        let refuse = |why: &str| Err(Error::Tls(why.to_owned()));
+        match self.stream.ssl().selected_alpn_protocol() {
+            None if self.direct => refuse(
+                "direct SSL connection was established without ALPN protocol negotiation extension",
+            ),
+            Some(protocol) if self.direct && protocol != b"postgresql" => {
+                refuse("SSL connection was established with unexpected ALPN protocol")
+            }
+            _ => Ok(()),
+        }?;
+        let Some(certificate) = self.stream.ssl().peer_certificate() else {
+            return refuse("certificate could not be obtained: no SSL error reported");
+        };
+        match &self.verify_host {
+            Some(host) => verify_peer_name(&certificate, host.as_deref()),
+            None => Ok(()),
+        }
+    }
+
+    fn handshake_error(&self, error: &ssl::Error) -> Error {
+        let Some(errors) = error.ssl_error() else {
+            return unexpected(error);
+        };
+        let mut text = format!("SSL error: {}", reason(errors));
+        if errors.errors().first().is_some_and(|e| is_about_versions(e.reason_code())) {
+            let (min, max) = self.versions;
+            text.push_str(&format!(
+                "\nThis may indicate that the server does not support any SSL protocol version \
+                 between {} and {}.",
+                min.unwrap_or(TlsVersion::V1_0),
+                max.unwrap_or(TlsVersion::V1_3)
+            ));
+        }
+        Error::Tls(text)
+    }
+
+    /// The error of a server that closes the connection in the middle of the handshake, in the
+    /// words of OpenSSL 3.
+    pub fn closed_in_handshake() -> Error {
+        Error::Tls("SSL error: unexpected eof while reading".to_owned())
+    }
+
+    /// Encrypts; the ciphertext is then unsent.
+    pub fn encrypt(&mut self, plaintext: &[u8]) -> Result<(), Error> {
+        forget_old_errors();
+        match self.stream.ssl_write(plaintext) {
+            Ok(length) if length == plaintext.len() => Ok(()),
+            Ok(_) => Err(Error::Tls("SSL_write did not take the whole request".to_owned())),
+            Err(error) => Err(data_error(&error)),
+        }
+    }
+
+    /// Decrypts what was received.
+    pub fn decrypt(&mut self, buffer: &mut [u8]) -> Result<Decrypted, Error> {
+        forget_old_errors();
+        match self.stream.ssl_read(buffer) {
+            Ok(length) => Ok(Decrypted::Bytes(length)),
+            Err(error) if error.code() == ErrorCode::WANT_READ => Ok(Decrypted::NeedMore),
+            Err(error) if error.code() == ErrorCode::ZERO_RETURN => Ok(Decrypted::Closed),
+            Err(error) => Err(data_error(&error)),
+        }
+    }
+
+    /// Prepares the closing alert, if there is a connection to close.
+    pub fn shut_down(&mut self) {
+        // It fails before the handshake is finished and after a fatal error: then there is
+        // nothing to say.
+        let _ = self.stream.shutdown();
+        forget_old_errors();
+    }
+}
+
+/// OpenSSL reports through a queue per thread, which must be empty before a call for its answer
+/// to be right. (With `OPENSSL=system` it is the host's queue: nothing of ours may stay in it.)
+fn forget_old_errors() {
+    drop(ErrorStack::get());
+}
+
+/// RFC 6066 allows host names in SNI, but no addresses; libpq's test for it.
+fn is_name(host: &str) -> bool {
+    !host.contains(':') && !host.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.')
+}
+
+fn data_error(error: &ssl::Error) -> Error {
+    match error.ssl_error() {
+        Some(errors) => Error::Tls(format!("SSL error: {}", reason(errors))),
+        None => unexpected(error),
+    }
+}
+
+fn unexpected(error: &ssl::Error) -> Error {
+    Error::Tls(format!("unrecognized SSL error code: {}", error.code().as_raw()))
+}
+
+/// The SSL_R_ reasons after which libpq hints at protocol versions.
+fn is_about_versions(reason: i32) -> bool {
+    const REASONS: [i32; 11] = [
+        116,  // BAD_PROTOCOL_VERSION_NUMBER
+        166,  // VERSION_TOO_HIGH
+        191,  // NO_PROTOCOLS_AVAILABLE
+        252,  // UNKNOWN_PROTOCOL
+        254,  // UNKNOWN_SSL_VERSION
+        258,  // UNSUPPORTED_PROTOCOL
+        259,  // UNSUPPORTED_SSL_VERSION
+        266,  // WRONG_SSL_VERSION
+        267,  // WRONG_VERSION_NUMBER
+        396,  // VERSION_TOO_LOW
+        1070, // TLSV1_ALERT_PROTOCOL_VERSION
+    ];
+    REASONS.contains(&reason)
+}

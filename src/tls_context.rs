@@ -1,0 +1,397 @@
+//! An OpenSSL context from the session's TLS options: trusted roots, revocation lists, client
+//! certificate and key, protocol versions. The order of the steps and the texts are those of
+//! libpq 18's `initialize_SSL`.
+
+use std::fs::{self, Metadata};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::unistd::{User, geteuid};
+use openssl::error::ErrorStack;
+use openssl::pkey::{PKey, Private};
+use openssl::ssl::{
+    SslContext, SslContextBuilder, SslFiletype, SslMethod, SslMode as Mode, SslOptions,
+    SslVerifyMode, SslVersion,
+};
+use openssl::x509::X509;
+use openssl::x509::store::{X509Lookup, X509StoreBuilderRef};
+use openssl::x509::verify::X509VerifyFlags;
+use zeroize::Zeroizing;
+
+use crate::error::{Error, strerror};
+use crate::params::{RootCert, SslMode, TlsOptions, TlsVersion};
+
+/// ALPN's name for PostgreSQL's protocol, preceded by its length.
+const ALPN_PROTOCOLS: &[u8] = b"\x0apostgresql";
+
+/// Key shares for both P-256 and X25519 in the first flight (the stars), so that a server which
+/// accepts only one of them (PostgreSQL's default up to 17 is P-256 alone) need not ask again
+/// and cost a round trip. The other groups stay on offer for a server that insists.
+const GROUPS: &str = "*P-256:*X25519:?X25519MLKEM768:?X448:P-521:P-384:?ffdhe2048:?ffdhe3072";
+
+/// The same for OpenSSL before 3.5, which sends one key share, for the first group.
+const GROUPS_BEFORE_3_5: &str = "P-256:X25519:P-521:P-384";
+
+/// Builds a context. It is read from files each time: what they hold now is what counts.
+pub fn build(options: &TlsOptions) -> Result<SslContext, Error> {
+    let mut context = SslContextBuilder::new(SslMethod::tls_client())
+        .map_err(|e| Error::Tls(format!("could not create SSL context: {}", reason(&e))))?;
+    context.set_options(SslOptions::NO_SSLV2 | SslOptions::NO_SSLV3);
+    set_versions(&mut context, options)?;
+    context.set_mode(Mode::ACCEPT_MOVING_WRITE_BUFFER);
+    context
+        .set_groups_list(GROUPS)
+        .or_else(|_| context.set_groups_list(GROUPS_BEFORE_3_5))
+        .map_err(|e| Error::Tls(format!("could not create SSL context: {}", reason(&e))))?;
+
+    let home = HomeDirectory::find();
+    let has_roots = load_roots(&mut context, options, &home)?;
+    load_client_certificate(&mut context, options, &home)?;
+    context
+        .set_alpn_protos(ALPN_PROTOCOLS)
+        .map_err(|e| Error::Tls(format!("could not set SSL ALPN extension: {}", reason(&e))))?;
+    context.set_verify(if has_roots { SslVerifyMode::PEER } else { SslVerifyMode::NONE });
+    if let Some(path) = options.keylogfile.clone() {
+        context.set_keylog_callback(move |_, line| log_key(&path, line));
+    }
+    Ok(context.build())
+}
+
+fn set_versions(context: &mut SslContextBuilder, options: &TlsOptions) -> Result<(), Error> {
+    if let Some(version) = options.min_version {
+        context.set_min_proto_version(Some(openssl_version(version))).map_err(|e| {
+            Error::Tls(format!("could not set minimum SSL protocol version: {}", reason(&e)))
+        })?;
+    }
+    if let Some(version) = options.max_version {
+        context.set_max_proto_version(Some(openssl_version(version))).map_err(|e| {
+            Error::Tls(format!("could not set maximum SSL protocol version: {}", reason(&e)))
+        })?;
+    }
+    Ok(())
+}
+
+fn openssl_version(version: TlsVersion) -> SslVersion {
+    match version {
+        TlsVersion::V1_0 => SslVersion::TLS1,
+        TlsVersion::V1_1 => SslVersion::TLS1_1,
+        TlsVersion::V1_2 => SslVersion::TLS1_2,
+        TlsVersion::V1_3 => SslVersion::TLS1_3,
+    }
+}
+
+/// The user's home directory, where libpq looks for files that are not named.
+struct HomeDirectory(Option<PathBuf>);
+
+impl HomeDirectory {
+    /// `pqGetHomeDirectory`: `HOME`, else what the user database says.
+    fn find() -> HomeDirectory {
+        let named = std::env::var_os("HOME").filter(|home| !home.is_empty()).map(PathBuf::from);
+        HomeDirectory(named.or_else(|| Some(User::from_uid(geteuid()).ok()??.dir)))
+    }
+
+    /// A file in `~/.postgresql`.
+    fn file(&self, name: &str) -> Option<PathBuf> {
+        Some(self.0.as_ref()?.join(".postgresql").join(name))
+    }
+}
+
+/// Loads what the server's certificate is verified against. Without any, nothing is verified,
+/// which only sslmode=require and weaker allow.
+fn load_roots(
+    context: &mut SslContextBuilder,
+    options: &TlsOptions,
+    home: &HomeDirectory,
+) -> Result<bool, Error> {
+    let path = match &options.rootcert {
+        RootCert::System => return load_system_roots(context).map(|()| true),
+        RootCert::File(path) => Some(path.clone()),
+        RootCert::Default => home.file("root.crt"),
+    };
+    let Some(path) = path.as_deref().filter(|path| fs::metadata(path).is_ok()) else {
+        return match options.sslmode {
+            SslMode::Encrypt => Ok(false),
+            SslMode::VerifyCa | SslMode::VerifyFull => Err(missing_root(path.as_deref())),
+        };
+    };
+    let failed = |why: &str| could_not("read root certificate", path, why);
+    context.set_ca_file(openssl_path(path).map_err(failed)?).map_err(|e| failed(&reason(&e)))?;
+    load_crls(context.cert_store_mut(), options, home)?;
+    Ok(true)
+}
+
+fn missing_root(path: Option<&Path>) -> Error {
+    let problem = match path {
+        Some(path) => format!("root certificate file \"{}\" does not exist", path.display()),
+        None => "could not get home directory to locate root certificate file".to_owned(),
+    };
+    Error::Tls(format!(
+        "{problem}\nEither provide the file, use the system's trusted roots with \
+         sslrootcert=system, or change sslmode to disable server certificate verification."
+    ))
+}
+
+/// What the machine trusts. `SSL_CERT_FILE` and `SSL_CERT_DIR` override it, as in OpenSSL; a
+/// private OpenSSL does not know where distributions keep their roots, so they are looked for.
+fn load_system_roots(context: &mut SslContextBuilder) -> Result<(), Error> {
+    let failed = |e: ErrorStack| {
+        Error::Tls(format!("could not load system root certificate paths: {}", reason(&e)))
+    };
+    context.set_default_verify_paths().map_err(failed)?;
+    if !cfg!(feature = "vendored") {
+        return Ok(());
+    }
+    let probed = openssl_probe::probe();
+    if std::env::var_os("SSL_CERT_FILE").is_none()
+        && let Some(file) = probed.cert_file.as_deref().and_then(|file| openssl_path(file).ok())
+    {
+        // Not being there, or not readable, is no error for OpenSSL's own default either.
+        let _ = context.set_ca_file(file);
+    }
+    if std::env::var_os("SSL_CERT_DIR").is_none() {
+        let lookup = context.cert_store_mut().add_lookup(X509Lookup::hash_dir()).map_err(failed)?;
+        for directory in probed.cert_dir.iter().filter_map(|dir| openssl_path(dir).ok()) {
+            lookup.add_dir(directory, SslFiletype::PEM).map_err(failed)?;
+        }
+    }
+    Ok(())
+}
+
+/// Loads revocation lists. As in libpq, ones that cannot be loaded are ignored, and none are
+/// required; but once there are some, each certificate of a chain needs one.
+fn load_crls(
+    store: &mut X509StoreBuilderRef,
+    options: &TlsOptions,
+    home: &HomeDirectory,
+) -> Result<(), Error> {
+    let file = match (&options.crl, &options.crldir) {
+        (None, None) => home.file("root.crl"),
+        (file, _) => file.clone(),
+    };
+    let mut loaded = match &file {
+        Some(file) => load_crl_file(store, file)?,
+        None => true,
+    };
+    if let (true, Some(directory)) = (loaded, &options.crldir) {
+        let name = openssl_path(directory)
+            .map_err(|why| could_not("read certificate revocation list", directory, why))?;
+        loaded = store
+            .add_lookup(X509Lookup::hash_dir())
+            .and_then(|lookup| lookup.add_dir(name, SslFiletype::PEM))
+            .is_ok();
+    }
+    if loaded && (file.is_some() || options.crldir.is_some()) {
+        store
+            .set_flags(X509VerifyFlags::CRL_CHECK | X509VerifyFlags::CRL_CHECK_ALL)
+            .map_err(|e| Error::Tls(format!("could not create SSL context: {}", reason(&e))))?;
+    }
+    Ok(())
+}
+
+/// OpenSSL's loader for such files takes certificates, too; a file of only certificates then
+/// switches the check on, and every chain fails for want of a revocation list.
+fn load_crl_file(store: &mut X509StoreBuilderRef, path: &Path) -> Result<bool, Error> {
+    let name = openssl_path(path)
+        .map_err(|why| could_not("read certificate revocation list", path, why))?;
+    let loaded = store
+        .add_lookup(X509Lookup::file())
+        .and_then(|lookup| lookup.load_crl_file(name, SslFiletype::PEM))
+        .is_ok();
+    let holds_certificates = || fs::read(path).ok().and_then(|pem| X509::stack_from_pem(&pem).ok());
+    Ok(loaded || holds_certificates().is_some_and(|certificates| !certificates.is_empty()))
+}
+
+fn load_client_certificate(
+    context: &mut SslContextBuilder,
+    options: &TlsOptions,
+    home: &HomeDirectory,
+) -> Result<(), Error> {
+    if !options.send_cert {
+        return Ok(());
+    }
+    let Some(path) = options.cert.clone().or_else(|| home.file("postgresql.crt")) else {
+        return Ok(());
+    };
+    match fs::metadata(&path) {
+        Ok(_) => {}
+        // Without the file the connection goes on without a certificate.
+        Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => return Ok(()),
+        Err(e) => return Err(could_not("open certificate", &path, &system_reason(&e))),
+    }
+    let failed = |why: &str| could_not("read certificate", &path, why);
+    context
+        .set_certificate_chain_file(openssl_path(&path).map_err(failed)?)
+        .map_err(|e| failed(&reason(&e)))?;
+    load_private_key(context, options, home)
+}
+
+fn load_private_key(
+    context: &mut SslContextBuilder,
+    options: &TlsOptions,
+    home: &HomeDirectory,
+) -> Result<(), Error> {
+    let path = private_key_path(options, home)?;
+    if let Some(path) = &path {
+        let pem = read_private_key(path)?;
+        let failed = |e: ErrorStack| {
+            Error::Tls(format!(
+                "could not load private key file \"{}\": {}",
+                path.display(),
+                reason(&e)
+            ))
+        };
+        // A file that is not PEM may be DER; if it is neither, PEM's complaint is reported.
+        let key = parse_private_key(&pem, |buffer| passphrase(options, buffer))
+            .or_else(|e| PKey::private_key_from_der(&pem).map_err(|_| e))
+            .map_err(failed)?;
+        context.set_private_key(&key).map_err(failed)?;
+    }
+    context.check_private_key().map_err(|e| {
+        let name = path.as_deref().map(Path::display).map(|p| p.to_string()).unwrap_or_default();
+        Error::Tls(format!(
+            "certificate does not match private key file \"{name}\": {}",
+            reason(&e)
+        ))
+    })
+}
+
+fn private_key_path(options: &TlsOptions, home: &HomeDirectory) -> Result<Option<PathBuf>, Error> {
+    let Some(key) = &options.key else {
+        return Ok(home.file("postgresql.key"));
+    };
+    // libpq takes "engine:key" to an OpenSSL engine, of which a private OpenSSL has none.
+    match key.to_string_lossy().split_once(':') {
+        Some((engine, _)) => Err(Error::Tls(format!(
+            "could not load SSL engine \"{engine}\": pqcancel does not support engines"
+        ))),
+        None => Ok(Some(key.clone())),
+    }
+}
+
+/// Reads the key file, unless others may read it, too.
+fn read_private_key(path: &Path) -> Result<Zeroizing<Vec<u8>>, Error> {
+    let name = path.display();
+    let metadata = fs::metadata(path).map_err(|e| {
+        Error::Tls(match e.raw_os_error() {
+            Some(libc::ENOENT) => {
+                format!("certificate present, but not private key file \"{name}\"")
+            }
+            _ => format!("could not stat private key file \"{name}\": {}", system_reason(&e)),
+        })
+    })?;
+    if !metadata.is_file() {
+        return Err(Error::Tls(format!("private key file \"{name}\" is not a regular file")));
+    }
+    if is_accessible_to_others(&metadata) {
+        return Err(Error::Tls(format!(
+            "private key file \"{name}\" has group or world access; file must have permissions \
+             u=rw (0600) or less if owned by the current user, or permissions u=rw,g=r (0640) or \
+             less if owned by root"
+        )));
+    }
+    fs::read(path).map(Zeroizing::new).map_err(|e| {
+        Error::Tls(format!("could not load private key file \"{name}\": {}", system_reason(&e)))
+    })
+}
+
+/// Files of root may be readable by a group, for certificates that a machine's services share.
+fn is_accessible_to_others(metadata: &Metadata) -> bool {
+    let forbidden = if metadata.uid() == 0 { 0o037 } else { 0o077 };
+    metadata.mode() & forbidden != 0
+}
+
+fn parse_private_key(
+    pem: &[u8],
+    passphrase: impl FnOnce(&mut [u8]) -> usize,
+) -> Result<PKey<Private>, ErrorStack> {
+    PKey::private_key_from_pem_callback(pem, |buffer| Ok(passphrase(buffer)))
+}
+
+/// Answers OpenSSL's question for the key's passphrase. Without one the answer is empty, where
+/// libpq would ask the user at the terminal: a library must not do that in the middle of a cancel.
+fn passphrase(options: &TlsOptions, buffer: &mut [u8]) -> usize {
+    let Some(passphrase) = &options.passphrase else {
+        return 0;
+    };
+    // libpq's sslpassword leaves room for a NUL.
+    let length = passphrase.len().min(buffer.len().saturating_sub(1));
+    match (buffer.get_mut(..length), passphrase.get(..length)) {
+        (Some(to), Some(from)) => to.copy_from_slice(from),
+        _ => return 0,
+    }
+    length
+}
+
+/// Asks the application's key passphrase hook, if the session's key needs a passphrase at all.
+/// Done while the session is certainly alive, because the hook may look at it.
+pub fn ask_passphrase_hook(
+    options: &TlsOptions,
+    hook: impl FnOnce(&mut [u8]) -> usize,
+) -> Option<Zeroizing<Vec<u8>>> {
+    let home = HomeDirectory::find();
+    let cert = options.cert.clone().or_else(|| home.file("postgresql.crt"))?;
+    if !options.send_cert || fs::metadata(cert).is_err() {
+        return None;
+    }
+    let pem = read_private_key(&private_key_path(options, &home).ok()??).ok()?;
+    let mut answer = None;
+    // Whether the key can be read with it is found when it is needed.
+    let _ = parse_private_key(&pem, |buffer| {
+        let length = hook(buffer).min(buffer.len());
+        answer = buffer.get(..length).filter(|b| !b.is_empty()).map(|b| Zeroizing::new(b.to_vec()));
+        length
+    });
+    answer
+}
+
+fn could_not(verb_and_kind: &str, path: &Path, why: &str) -> Error {
+    Error::Tls(format!("could not {verb_and_kind} file \"{}\": {why}", path.display()))
+}
+
+/// The openssl crate takes names as text.
+fn openssl_path(path: &Path) -> Result<&str, &'static str> {
+    path.to_str().ok_or("pqcancel supports file names in UTF-8 only")
+}
+
+fn system_reason(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(errno) => strerror(Errno::from_raw(errno)),
+        None => error.to_string(),
+    }
+}
+
+/// The text of the earliest error, as `SSLerrmessage` of libpq gives it.
+pub fn reason(errors: &ErrorStack) -> String {
+    const ERR_LIB_SSL: i32 = 20;
+    const NO_APPLICATION_PROTOCOL: i32 = 1000 + 120;
+    /// In OpenSSL 3 this bit marks an error number of the system.
+    const ERR_SYSTEM_FLAG: u64 = 0x8000_0000;
+
+    let Some(error) = errors.errors().first() else {
+        return "no SSL error reported".to_owned();
+    };
+    if let Some(reason) = error.reason() {
+        return reason.to_owned();
+    }
+    if error.library_code() == ERR_LIB_SSL && error.reason_code() == NO_APPLICATION_PROTOCOL {
+        return "no application protocol".to_owned();
+    }
+    let code: u64 = error.code();
+    if code & ERR_SYSTEM_FLAG != 0 {
+        let errno = i32::try_from(code & (ERR_SYSTEM_FLAG - 1)).unwrap_or(0);
+        return strerror(Errno::from_raw(errno));
+    }
+    format!("SSL error code {code}")
+}
+
+/// Appends to the key log file. Where libpq would complain on stderr, a guest keeps quiet.
+fn log_key(path: &Path, line: &str) {
+    use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
+    let file = fs::OpenOptions::new().append(true).create(true).mode(0o600).open(path);
+    if let Ok(mut file) = file {
+        let _ = file.write_all(format!("{line}\n").as_bytes());
+    }
+}
