@@ -61,12 +61,11 @@ impl CancelSecret {
         };
         let length = usize::try_from(i32_at(head, SOCKADDR_LENGTH).unwrap_or(0)).unwrap_or(0);
         let address = head.get(..length.min(SOCKADDR_SIZE)).and_then(Address::from_sockaddr);
-        let secret = match request {
+        match request {
             Ok(request) => Ok(CancelSecret { address: address.ok_or_else(layout_error)?, request }),
             Err(Mismatch::NoKey) => Err(Error::NoCancelKey),
             Err(Mismatch::Layout) => Err(layout_error()),
-        };
-        secret
+        }
     }
 }
 

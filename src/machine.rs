@@ -199,3 +199,229 @@ fn reply_to_ssl_request(bytes: &[u8]) -> Result<State, Error> {
         SslReply::Unknown(byte) => Err(Error::SslInvalidReply(byte)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use Event::{Closed, Connected, HandshakeFinished, Received, Sent};
+    use Turn::{Continue, Yield};
+
+    const KEY: &[u8] = b"\x11\x22\x33\x44";
+    const NEGOTIATIONS: [Option<SslNegotiation>; 3] =
+        [None, Some(SslNegotiation::Postgres), Some(SslNegotiation::Direct)];
+    const STATES: [State; 11] = [
+        State::Allocated,
+        State::Connecting,
+        State::Negotiating(SslNegotiation::Postgres),
+        State::Negotiating(SslNegotiation::Direct),
+        State::AwaitingReply,
+        State::Handshaking { injected: false },
+        State::Handshaking { injected: true },
+        State::Sending,
+        State::AwaitingClose,
+        State::Done,
+        State::Failed,
+    ];
+    const EVENTS: [Event<'static>; 10] = [
+        Connected,
+        Sent,
+        Received(b""),
+        Received(b"S"),
+        Received(b"N"),
+        Received(b"E"),
+        Received(b"?"),
+        Received(b"Sx"),
+        Closed,
+        HandshakeFinished,
+    ];
+
+    fn machine(negotiation: Option<SslNegotiation>) -> Machine {
+        Machine::new(CancelRequest::new(1, KEY).unwrap(), negotiation)
+    }
+
+    fn machine_in(state: State, negotiation: Option<SslNegotiation>) -> Machine {
+        Machine { state, ..machine(negotiation) }
+    }
+
+    /// Everything a machine does that is not a failure; whatever is not here fails.
+    fn expected(
+        state: State,
+        event: Event<'_>,
+        negotiation: Option<SslNegotiation>,
+    ) -> Option<(State, Turn)> {
+        let handshaking = |injected| State::Handshaking { injected };
+        match (state, event) {
+            (State::Connecting, Connected) => {
+                Some((negotiation.map_or(State::Sending, State::Negotiating), Yield))
+            }
+            (State::Negotiating(SslNegotiation::Postgres), Sent) => {
+                Some((State::AwaitingReply, Yield))
+            }
+            (State::Negotiating(SslNegotiation::Direct), Sent) => Some((handshaking(false), Yield)),
+            (State::AwaitingReply, Received(b"")) => Some((State::AwaitingReply, Continue)),
+            (State::AwaitingReply, Received(b"S")) => Some((handshaking(false), Continue)),
+            (State::AwaitingReply, Received(b"Sx")) => Some((handshaking(true), Continue)),
+            (State::Handshaking { injected: false }, HandshakeFinished) => {
+                Some((State::Sending, Yield))
+            }
+            (State::Sending, Sent) => Some((State::AwaitingClose, Yield)),
+            (State::AwaitingClose, Received(b"")) => Some((State::AwaitingClose, Yield)),
+            (State::AwaitingClose, Closed) => Some((State::Done, Yield)),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn every_event_at_every_state() {
+        for negotiation in NEGOTIATIONS {
+            for state in STATES {
+                for event in EVENTS {
+                    let mut machine = machine_in(state, negotiation);
+                    let turn = machine.handle(event);
+                    match expected(state, event, negotiation) {
+                        Some((next, expected_turn)) => {
+                            assert_eq!(turn, Ok(expected_turn), "{state:?} {event:?}");
+                            assert_eq!(machine.state, next, "{state:?} {event:?}");
+                        }
+                        None => {
+                            assert!(turn.is_err(), "{state:?} {event:?}");
+                            assert_eq!(machine.state, State::Failed, "{state:?} {event:?}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Promise 2: whatever happens in whatever order, a protected session's request is wanted on
+    /// the wire only when the handshake is finished and nothing was injected before it.
+    #[test]
+    fn no_order_of_events_sends_a_protected_request_in_the_clear() {
+        fn explore(machine: &Machine, protected: bool, depth: usize, count: &mut usize) {
+            let wants_request = matches!(machine.want(), Want::Send(b) if b.ends_with(KEY));
+            assert!(!wants_request || protected, "{machine:?}");
+            *count += 1;
+            if depth == 0 {
+                return;
+            }
+            for event in EVENTS {
+                let mut next = machine_in(machine.state, machine.negotiation);
+                let injected = machine.state == State::Handshaking { injected: true };
+                let finished = matches!(event, HandshakeFinished)
+                    && matches!(machine.want(), Want::Handshake)
+                    && !injected;
+                let _ = next.handle(event);
+                explore(&next, protected || finished, depth - 1, count);
+            }
+        }
+        for negotiation in [SslNegotiation::Postgres, SslNegotiation::Direct] {
+            let mut count = 0;
+            let mut machine = machine(Some(negotiation));
+            machine.start();
+            explore(&machine, false, 5, &mut count);
+            assert_eq!(count, 111_111); // 10^0 + ... + 10^5
+        }
+    }
+
+    /// The server's side of a whole conversation, cut into pieces in every possible way: where the
+    /// cuts are makes no difference, except that what comes in one piece with the 'S' is known to
+    /// be injected. (What comes in a later piece is the handshake's to judge.)
+    #[test]
+    fn every_split_of_the_servers_bytes() {
+        for reply in [&b"S"[..], b"Sx", b"Sxyz", b"N", b"Nx", b"Eerror", b"?", b"\0\0"] {
+            for cut in 1..=reply.len() {
+                let mut machine = machine_in(State::AwaitingReply, NEGOTIATIONS[1]);
+                assert_eq!(machine.handle(Received(b"")), Ok(Continue));
+                let result = machine.handle(Received(&reply[..cut]));
+                let expected = match (reply[0], cut) {
+                    (b'S', 1) => Ok(State::Handshaking { injected: false }),
+                    (b'S', _) => Ok(State::Handshaking { injected: true }),
+                    (b'N', _) => Err(Error::SslRefused),
+                    (b'E', _) => Err(Error::SslServerError),
+                    (byte, _) => Err(Error::SslInvalidReply(byte)),
+                };
+                match expected {
+                    Ok(state) => assert_eq!((result, machine.state), (Ok(Continue), state)),
+                    Err(error) => assert_eq!((result, machine.state), (Err(error), State::Failed)),
+                }
+            }
+        }
+        for answer in [&b"x"[..], b"xyz"] {
+            for cut in 1..=answer.len() {
+                let mut machine = machine_in(State::AwaitingClose, None);
+                assert_eq!(
+                    machine.handle(Received(&answer[..cut])),
+                    Err(Error::UnexpectedResponse)
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn the_request_goes_out_whole_and_only_in_sending() {
+        for negotiation in NEGOTIATIONS {
+            for state in STATES {
+                let machine = machine_in(state, negotiation);
+                let expected = match state {
+                    State::Connecting => Want::Connect,
+                    State::Negotiating(SslNegotiation::Postgres) => Want::Send(&SSL_REQUEST),
+                    State::Negotiating(SslNegotiation::Direct) => Want::Send(b""),
+                    State::AwaitingReply | State::AwaitingClose => Want::Receive,
+                    State::Handshaking { .. } => Want::Handshake,
+                    State::Sending => {
+                        Want::Send(b"\0\0\0\x10\x04\xd2\x16\x2e\0\0\0\x01\x11\x22\x33\x44")
+                    }
+                    State::Allocated | State::Done | State::Failed => Want::Nothing,
+                };
+                assert_eq!(machine.want(), expected, "{state:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn statuses_are_libpqs_on_the_way_and_a_reset_begins_anew() {
+        let conversations: [(_, &[Event<'_>], &[Status]); 3] = [
+            (
+                None,
+                &[Connected, Sent, Closed],
+                &[Status::Made, Status::AwaitingResponse, Status::Ok],
+            ),
+            (
+                Some(SslNegotiation::Postgres),
+                &[Connected, Sent, Received(b"S"), HandshakeFinished, Sent, Closed],
+                &[
+                    Status::Made,
+                    Status::SslStartup,
+                    Status::SslStartup,
+                    Status::Made,
+                    Status::AwaitingResponse,
+                    Status::Ok,
+                ],
+            ),
+            (
+                Some(SslNegotiation::Direct),
+                &[Connected, Sent, HandshakeFinished, Sent, Closed],
+                &[
+                    Status::Made,
+                    Status::SslStartup,
+                    Status::Made,
+                    Status::AwaitingResponse,
+                    Status::Ok,
+                ],
+            ),
+        ];
+        for (negotiation, events, statuses) in conversations {
+            let mut machine = machine(negotiation);
+            for given_up_after in 0..=events.len() {
+                assert_eq!(machine.status(), Status::Allocated);
+                machine.start();
+                assert_eq!(machine.status(), Status::Started);
+                for (event, status) in events.iter().zip(statuses).take(given_up_after) {
+                    machine.handle(*event).unwrap();
+                    assert_eq!(machine.status(), *status);
+                }
+                machine.reset();
+            }
+        }
+    }
+}
