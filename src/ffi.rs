@@ -16,6 +16,7 @@ use crate::abi::{CONNECTION_BAD, ConnStatusType, PGRES_POLLING_FAILED, PostgresP
 use crate::cancel_conn::CancelConn;
 use crate::error::Error;
 use crate::host::{Host, PGconn, Session};
+use crate::reserve;
 use crate::target::Target;
 
 /// The C type is opaque; behind it is this.
@@ -59,15 +60,16 @@ pub unsafe extern "C" fn PQcancelCreate(conn: *mut PGconn) -> *mut PGcancelConn 
 ///
 /// `conn` is NULL or a live connection that no other thread uses meanwhile.
 unsafe extern "C" fn create(conn: *mut PGconn, return_address: *const c_void) -> *mut PGcancelConn {
-    guard(std::ptr::null_mut(), || {
+    let cancel = attempt(|| {
         let target = NonNull::new(conn).ok_or(Error::NullConnection).and_then(|conn| {
             let host = Host::of_caller(return_address)?;
             // SAFETY: the caller's promise; the host is the libpq that the caller calls.
             let session = unsafe { Session::new(conn, host) };
             Target::of_session(&session).map(Arc::new)
         });
-        Box::into_raw(Box::new(CancelConn::new(target)))
-    })
+        Box::new(CancelConn::new(target))
+    });
+    cancel.map_or(std::ptr::null_mut(), Box::into_raw)
 }
 
 /// Start to deliver the cancel request without waiting, as PQcancelStart() of libpq 17 and 18.
@@ -171,7 +173,7 @@ pub unsafe extern "C" fn PQcancelReset(cancelConn: *mut PGcancelConn) {
 /// Thread rule: one thread, and no use afterwards. Not for signal handlers.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn PQcancelFinish(cancelConn: *mut PGcancelConn) {
-    guard((), || {
+    let _ = catch(|| {
         if !cancelConn.is_null() {
             // SAFETY: this function's own contract: a pointer of PQcancelCreate, given back once.
             drop(unsafe { Box::from_raw(cancelConn) });
@@ -194,13 +196,10 @@ unsafe fn with<T: Copy>(
     let Some(cancel) = (unsafe { cancel.as_mut() }) else {
         return failure;
     };
-    match catch(|| body(cancel)) {
-        Some(result) => result,
-        None => guard(failure, || {
-            cancel.fail(&Error::Panicked);
-            failure
-        }),
-    }
+    attempt(|| body(cancel)).unwrap_or_else(|error| {
+        let _ = catch(|| cancel.fail(&error));
+        failure
+    })
 }
 
 /// Looks at a cancel connection.
@@ -215,26 +214,26 @@ unsafe fn read<T: Copy>(
 ) -> T {
     // SAFETY: the caller's promise.
     match unsafe { cancel.as_ref() } {
-        Some(cancel) => guard(failure, || body(cancel)),
+        Some(cancel) => catch(|| body(cancel)).unwrap_or(failure),
         None => failure,
     }
 }
 
-/// Runs what C called; a panic becomes the failure value.
-fn guard<T>(failure: T, body: impl FnOnce() -> T) -> T {
-    catch(body).unwrap_or(failure)
+/// Runs what C called and what may need memory; a panic or a shortage becomes an error.
+fn attempt<T>(body: impl FnOnce() -> T) -> Result<T, Error> {
+    let shortages = reserve::shortages();
+    let result = catch(body)?;
+    if reserve::shortages() == shortages { Ok(result) } else { Err(Error::OutOfMemory) }
 }
 
-fn catch<T>(body: impl FnOnce() -> T) -> Option<T> {
+/// Runs what C called; a panic becomes an error.
+fn catch<T>(body: impl FnOnce() -> T) -> Result<T, Error> {
     keep_panics_quiet();
-    match catch_unwind(AssertUnwindSafe(body)) {
-        Ok(result) => Some(result),
-        Err(payload) => {
-            // Dropping it could panic again.
-            std::mem::forget(payload);
-            None
-        }
-    }
+    catch_unwind(AssertUnwindSafe(body)).map_err(|payload| {
+        // Dropping it could panic again.
+        std::mem::forget(payload);
+        Error::Panicked
+    })
 }
 
 /// A guest does not print. The hook is that of our own copy of Rust's standard library; a host

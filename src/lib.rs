@@ -22,6 +22,7 @@ pub mod link;
 pub mod machine;
 pub mod message;
 pub mod params;
+mod reserve;
 pub mod socket;
 pub mod target;
 pub mod tls;
