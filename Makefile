@@ -1,0 +1,59 @@
+# pqcancel. `make demo` and `make test` set up what is missing and do everything; see README.md.
+
+CARGO   ?= cargo
+PYTHON  ?= /usr/bin/python3
+# vendored: a private OpenSSL inside the library. system: the distribution's.
+OPENSSL ?= vendored
+
+ifeq ($(OPENSSL),system)
+FEATURES := --no-default-features
+else ifneq ($(OPENSSL),vendored)
+$(error OPENSSL is vendored or system, not $(OPENSSL))
+endif
+
+BUILD   := $(CARGO) build --release --locked $(FEATURES)
+LIBRARY := target/release/libpqcancel.so
+
+# rustup puts cargo here; a fresh login shell may not have looked yet.
+export PATH := $(PATH):$(HOME)/.cargo/bin
+
+.PHONY: all build header check test unit-test c-test demo setup-build setup-test clean
+
+all: build
+
+# The second name is the soname, which programs linked with the library ask for.
+build:
+	$(BUILD)
+	ln -sf libpqcancel.so $(LIBRARY).1
+
+# The generated header, as this build made it. A test fails while the committed one differs.
+header: build
+	$(CARGO) run --release --locked $(FEATURES) --quiet --example header > include/pqcancel.h.new
+	mv include/pqcancel.h.new include/pqcancel.h
+
+check:
+	$(CARGO) fmt --check
+	$(CARGO) clippy --release --locked $(FEATURES) --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --locked $(FEATURES) --no-deps --quiet
+
+unit-test:
+	$(CARGO) test --release --locked $(FEATURES)
+
+c-test: build
+	$(PYTHON) -m pytest c-tests -q
+
+test: setup-test
+	$(MAKE) build check unit-test c-test
+
+demo: setup-build
+	@$(MAKE) --no-print-directory build
+	@$(PYTHON) demo/run.py
+
+setup-build:
+	@tools/setup.sh build
+
+setup-test:
+	@tools/setup.sh test
+
+clean:
+	$(CARGO) clean
