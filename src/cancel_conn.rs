@@ -113,11 +113,13 @@ impl CancelConn {
 
     /// Goes on as far as it can without waiting.
     pub fn poll(&mut self) -> Polling {
-        let result = match &mut self.delivery {
-            Some(delivery) => delivery.advance(),
-            None if self.status_without == Status::Bad => return Polling::Failed,
-            None => Err(Error::InvalidState),
-        };
+        match self.status() {
+            Status::Ok => return Polling::Ok,
+            Status::Bad => return Polling::Failed,
+            _ => {}
+        }
+        let result =
+            self.delivery.as_mut().map_or(Err(Error::InvalidState), |delivery| delivery.advance());
         match result {
             Ok(Polling::Ok) => {
                 self.close();
@@ -225,11 +227,6 @@ impl Delivery {
     /// Brings about what the machine wants until it yields or the socket has to be waited for.
     fn advance(&mut self) -> Result<Polling, Error> {
         loop {
-            match self.machine.status() {
-                Status::Ok => return Ok(Polling::Ok),
-                Status::Bad => return Err(Error::InvalidState),
-                _ => {}
-            }
             let turn = match self.step()? {
                 Step::Done(turn) => turn,
                 Step::Blocked(direction) => return Ok(direction.into()),

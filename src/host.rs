@@ -9,7 +9,7 @@
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::marker::PhantomData;
 use std::ptr::NonNull;
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicPtr, Ordering};
 
 use zeroize::Zeroize;
 
@@ -83,22 +83,33 @@ pub struct Host {
     identity: NonNull<c_void>,
     version: c_int,
     functions: Functions,
+    /// The libpq met before this one.
+    previous: Option<&'static Host>,
 }
 
-/// The libpqs met so far. They are never unloaded afterwards and never forgotten.
-static HOSTS: Mutex<Vec<&'static Host>> = Mutex::new(Vec::new());
+/// The libpq met last. None is ever unloaded or forgotten. A list without a lock, so that a child
+/// forked in the middle of a change finds it whole.
+static LATEST: AtomicPtr<Host> = AtomicPtr::new(std::ptr::null_mut());
 
 impl Host {
     /// The libpq that the code at this return address calls.
     pub fn of_caller(return_address: *const c_void) -> Result<&'static Host, Error> {
         let identity = find_from(return_address).ok_or(Error::HostNotFound)?;
-        let mut hosts = HOSTS.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if let Some(host) = hosts.iter().find(|host| host.identity == identity) {
+        let known = std::iter::successors(Host::latest(), |host| host.previous);
+        if let Some(host) = known.into_iter().find(|host| host.identity == identity) {
             return Ok(host);
         }
-        let host: &'static Host = Box::leak(Box::new(Host::bind(identity)?));
-        hosts.push(host);
+        let host = Box::leak(Box::new(Host::bind(identity)?));
+        host.previous = Host::latest();
+        // If another thread was faster, its entry is left out of the list: it is merely made
+        // again when it is needed.
+        LATEST.store(host, Ordering::Release);
         Ok(host)
+    }
+
+    fn latest() -> Option<&'static Host> {
+        // SAFETY: what is stored there was leaked, and is not changed once it is stored.
+        unsafe { LATEST.load(Ordering::Acquire).as_ref() }
     }
 
     /// All functions come from the very object that holds `PQconninfo`, so that none of ours, or
@@ -115,7 +126,7 @@ impl Host {
         std::mem::forget(library);
         // SAFETY: PQlibVersion takes nothing and may be called at any time.
         let version = unsafe { (functions.PQlibVersion)() };
-        Ok(Host { identity, version, functions })
+        Ok(Host { identity, version, functions, previous: None })
     }
 
     /// Its version as `PQlibVersion` gives it.
@@ -291,21 +302,20 @@ impl Session<'_> {
         let Some(array) = NonNull::new(array) else {
             return Err(Error::OutOfMemory);
         };
-        let mut options = Vec::new();
+        let mut options = ConnInfo::default();
         let mut next = array.as_ptr();
         // SAFETY: PQconninfo's array ends with an entry whose keyword is NULL; keyword and value
         // are C strings, the value may be NULL. The array is freed once, after its last use.
         unsafe {
             while !(*next).keyword.is_null() {
-                let keyword = text((*next).keyword);
                 if !(*next).val.is_null() {
-                    take_option(&mut options, keyword, (*next).val);
+                    take_option(&mut options, CStr::from_ptr((*next).keyword), (*next).val);
                 }
                 next = next.add(1);
             }
             (self.host.functions.PQconninfoFree)(array.as_ptr());
         }
-        Ok(ConnInfo::new(options))
+        Ok(options)
     }
 
     /// The peer's address and the cancel key, from what the host's own PQgetCancel makes.
@@ -354,22 +364,25 @@ unsafe fn text(pointer: *const c_char) -> String {
     unsafe { CStr::from_ptr(pointer) }.to_string_lossy().into_owned()
 }
 
-/// Copies an option, unless it is the password; secrets are wiped from the array, which the host
-/// frees as it is.
+/// Notes an option; then wipes what is secret from the array, which the host frees as it is.
 ///
 /// # Safety
 ///
 /// `value` is a C string that belongs to us.
-unsafe fn take_option(options: &mut Vec<(String, Vec<u8>)>, keyword: String, value: *mut c_char) {
+unsafe fn take_option(options: &mut ConnInfo, keyword: &CStr, value: *mut c_char) {
+    const SECRETS: [&CStr; 5] = [
+        c"password",
+        c"sslpassword",
+        c"scram_client_key",
+        c"scram_server_key",
+        c"oauth_client_secret",
+    ];
     // SAFETY: the caller's promise.
     let length = unsafe { CStr::from_ptr(value) }.count_bytes();
     // SAFETY: the string's bytes are ours to read and change.
     let bytes = unsafe { std::slice::from_raw_parts_mut(value.cast::<u8>(), length) };
-    let is_secret = keyword.contains("password") || keyword.contains("secret");
-    if keyword != "password" {
-        options.push((keyword, bytes.to_vec()));
-    }
-    if is_secret {
+    options.note(keyword.to_bytes(), bytes);
+    if SECRETS.contains(&keyword) {
         bytes.zeroize();
     }
 }

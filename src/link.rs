@@ -7,8 +7,8 @@ use crate::error::Error;
 use crate::socket::{Direction, Socket};
 use crate::tls::{Decrypted, Tls};
 
-/// As much as one read takes; a TLS record fits.
-const READ_SIZE: usize = 17 * 1024;
+/// As much as one read takes. It lies on the caller's stack, which may be small.
+const READ_SIZE: usize = 4096;
 
 /// How a step ended that needs the socket.
 #[derive(Debug, PartialEq, Eq)]
@@ -80,26 +80,34 @@ impl Link {
 
     /// Receives bytes, decrypted where TLS is established.
     pub fn receive(&mut self, buffer: &mut [u8]) -> Result<Step<Receipt>, Error> {
-        let Some(tls) = &mut self.tls else {
-            return match self.socket.receive(buffer) {
-                Ok(0) => self.closed(),
-                Ok(length) => Ok(Step::Done(Receipt::Bytes(length))),
-                Err(Errno::EAGAIN) => Ok(Step::Blocked(Direction::Reading)),
-                Err(errno) => Err(Error::Receive(errno)),
-            };
-        };
+        if self.tls.is_some() {
+            return self.receive_encrypted(buffer);
+        }
+        match self.socket.receive(buffer) {
+            Ok(0) => self.closed(),
+            Ok(length) => Ok(Step::Done(Receipt::Bytes(length))),
+            Err(Errno::EAGAIN) => Ok(Step::Blocked(Direction::Reading)),
+            Err(errno) => Err(Error::Receive(errno)),
+        }
+    }
+
+    fn receive_encrypted(&mut self, buffer: &mut [u8]) -> Result<Step<Receipt>, Error> {
         let mut ciphertext = [0; READ_SIZE];
-        loop {
+        while let Some(tls) = &mut self.tls {
             match tls.decrypt(buffer)? {
                 Decrypted::Bytes(length) => return Ok(Step::Done(Receipt::Bytes(length))),
                 Decrypted::Closed => return self.closed(),
                 Decrypted::NeedMore => {}
             }
+            // TLS has things to say of its own, such as a new key.
+            if !self.flush() {
+                return Ok(Step::Blocked(Direction::Writing));
+            }
             match self.socket.receive(&mut ciphertext) {
                 // Bare, without TLS's own closing: whoever could forge that could as well have
                 // cut the connection, so it tells no less than closing in good order.
                 Ok(0) => return self.closed(),
-                Ok(length) => tls.received(ciphertext.get(..length).unwrap_or_default()),
+                Ok(length) => self.take_in(&ciphertext, length),
                 Err(Errno::EAGAIN) => return Ok(Step::Blocked(Direction::Reading)),
                 Err(errno @ (Errno::EPIPE | Errno::ECONNRESET)) => {
                     return Err(Error::Receive(errno));
@@ -107,6 +115,12 @@ impl Link {
                 Err(errno) => return Err(Error::SslSyscall(errno)),
             }
         }
+        Err(Error::InvalidState)
+    }
+
+    fn take_in(&mut self, buffer: &[u8], length: usize) {
+        let received = buffer.get(..length).unwrap_or_default();
+        self.tls.iter_mut().for_each(|tls| tls.received(received));
     }
 
     /// The server closed. If what we last wrote never left, that is the failure to report: libpq
@@ -128,10 +142,7 @@ impl Link {
             self.tls = Some(prepare()?);
         }
         let mut ciphertext = [0; READ_SIZE];
-        loop {
-            let Some(tls) = &mut self.tls else {
-                return Err(Error::InvalidState);
-            };
+        while let Some(tls) = &mut self.tls {
             let finished = tls.handshake();
             // Also on failure: an alert tells the server why.
             let flushed = self.flush();
@@ -147,14 +158,12 @@ impl Link {
             }
             match self.socket.receive(&mut ciphertext) {
                 Ok(0) => return Err(Tls::closed_in_handshake()),
-                Ok(length) => {
-                    let received = ciphertext.get(..length).unwrap_or_default();
-                    self.tls.iter_mut().for_each(|tls| tls.received(received));
-                }
+                Ok(length) => self.take_in(&ciphertext, length),
                 Err(Errno::EAGAIN) => return Ok(Step::Blocked(Direction::Reading)),
                 Err(errno) => return Err(Error::SslSyscall(errno)),
             }
         }
+        Err(Error::InvalidState)
     }
 
     /// Sends ciphertext that waits for it. False when the socket has to be waited for.

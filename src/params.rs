@@ -10,19 +10,49 @@ use zeroize::Zeroizing;
 
 use crate::error::Error;
 
-/// Option names and values as the host's libpq reports them.
-#[derive(Debug, Default)]
-pub struct ConnInfo(Vec<(String, Vec<u8>)>);
+/// The options that a cancel connection depends on.
+const OPTIONS: [&str; 22] = [
+    "connect_timeout",
+    "host",
+    "hostaddr",
+    "keepalives",
+    "keepalives_count",
+    "keepalives_idle",
+    "keepalives_interval",
+    "requirepeer",
+    "ssl_max_protocol_version",
+    "ssl_min_protocol_version",
+    "sslcert",
+    "sslcertmode",
+    "sslcrl",
+    "sslcrldir",
+    "sslkey",
+    "sslkeylogfile",
+    "sslmode",
+    "sslnegotiation",
+    "sslpassword",
+    "sslrootcert",
+    "sslsni",
+    "tcp_user_timeout",
+];
+
+/// Option names and values as the host's libpq reports them: those that matter, and wiped when
+/// dropped, because `sslpassword` is among them.
+#[derive(Default)]
+pub struct ConnInfo(Vec<(&'static str, Zeroizing<Vec<u8>>)>);
 
 impl ConnInfo {
-    /// Collects options; one that is unset or empty counts as absent, as in libpq.
-    pub fn new(options: impl IntoIterator<Item = (String, Vec<u8>)>) -> ConnInfo {
-        ConnInfo(options.into_iter().filter(|(_, value)| !value.is_empty()).collect())
+    /// Takes note of an option, if it matters. One that is empty counts as unset, as in libpq.
+    pub fn note(&mut self, name: &[u8], value: &[u8]) {
+        let known = OPTIONS.iter().find(|known| known.as_bytes() == name);
+        if let (Some(known), false) = (known, value.is_empty()) {
+            self.0.push((known, Zeroizing::new(value.to_vec())));
+        }
     }
 
     /// The value of an option, if it has one.
     pub fn value(&self, option: &str) -> Option<&[u8]> {
-        let (_, value) = self.0.iter().find(|(name, _)| name == option)?;
+        let (_, value) = self.0.iter().find(|(name, _)| *name == option)?;
         Some(value)
     }
 
@@ -282,7 +312,11 @@ mod tests {
     use super::*;
 
     fn conninfo(options: &[(&str, &str)]) -> ConnInfo {
-        ConnInfo::new(options.iter().map(|(k, v)| (k.to_string(), v.as_bytes().to_vec())))
+        let mut conninfo = ConnInfo::default();
+        for (name, value) in options {
+            conninfo.note(name.as_bytes(), value.as_bytes());
+        }
+        conninfo
     }
 
     #[test]
@@ -291,6 +325,12 @@ mod tests {
         assert_eq!(options.value("sslcrl"), None);
         assert_eq!(options.value("sslkey"), Some(&b"k"[..]));
         assert_eq!(options.value("sslcert"), None);
+    }
+
+    #[test]
+    fn what_does_not_matter_is_not_kept() {
+        let options = conninfo(&[("password", "secret"), ("user", "u"), ("sslmode", "require")]);
+        assert_eq!(options.0.len(), 1);
     }
 
     #[test]

@@ -164,7 +164,11 @@ mod tests {
     use super::*;
 
     fn conninfo(options: &[(&str, &str)]) -> ConnInfo {
-        ConnInfo::new(options.iter().map(|(k, v)| (k.to_string(), v.as_bytes().to_vec())))
+        let mut conninfo = ConnInfo::default();
+        for (name, value) in options {
+            conninfo.note(name.as_bytes(), value.as_bytes());
+        }
+        conninfo
     }
 
     fn prefix(options: &[(&str, &str)], pqhost: &str) -> String {
