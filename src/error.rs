@@ -51,10 +51,13 @@ pub enum Error {
     SslInvalidReply(u8),
     UnencryptedData,
     UnexpectedResponse,
-    // of TLS: the text is complete
+    // of TLS, before it is established; the text is complete
     Tls(String),
-    // a socket error in the middle of the TLS handshake
-    SslSyscall(Errno),
+    // of TLS, once it is established; the text is complete
+    TlsBroken(String),
+    // of the socket under TLS, before it is established and afterwards
+    SslHandshakeReceive(Errno),
+    SslReceive(Errno),
 }
 
 impl Error {
@@ -65,11 +68,13 @@ impl Error {
         match self {
             Error::NoDelay(_)
             | Error::SetSockOpt { .. }
-            | Error::InvalidInteger { .. }
             | Error::Connect { .. }
             | Error::ServerClosed
+            | Error::TlsBroken(_)
             | Error::TimeoutExpired => true,
-            Error::Receive(errno) | Error::Send(errno) => is_connection_failure(*errno),
+            Error::Receive(errno) | Error::SslReceive(errno) | Error::Send(errno) => {
+                is_connection_failure(*errno)
+            }
             _ => false,
         }
     }
@@ -132,7 +137,9 @@ impl Display for Error {
             | Error::UnencryptedData
             | Error::UnexpectedResponse
             | Error::Tls(_)
-            | Error::SslSyscall(_) => self.fmt_protocol(f),
+            | Error::TlsBroken(_)
+            | Error::SslHandshakeReceive(_)
+            | Error::SslReceive(_) => self.fmt_protocol(f),
             _ => self.fmt_socket(f),
         }
     }
@@ -237,8 +244,15 @@ impl Error {
             }
             Error::UnencryptedData => f.write_str("received unencrypted data after SSL response"),
             Error::UnexpectedResponse => f.write_str("unexpected response from server"),
-            Error::Tls(text) => f.write_str(text),
-            Error::SslSyscall(e) => write!(f, "SSL SYSCALL error: {}", strerror(*e)),
+            Error::Tls(text) | Error::TlsBroken(text) => f.write_str(text),
+            // libpq reports such an error twice: where it reads the socket, and where OpenSSL
+            // tells it that reading failed.
+            Error::SslReceive(e @ (Errno::EPIPE | Errno::ECONNRESET)) => {
+                write!(f, "{}\n{SERVER_CLOSED}", Error::Receive(*e))
+            }
+            Error::SslReceive(e) | Error::SslHandshakeReceive(e) => {
+                write!(f, "{}\nSSL SYSCALL error: {}", Error::Receive(*e), strerror(*e))
+            }
             _ => Ok(()),
         }
     }

@@ -109,10 +109,7 @@ impl Link {
                 Ok(0) => return self.closed(),
                 Ok(length) => self.take_in(&ciphertext, length),
                 Err(Errno::EAGAIN) => return Ok(Step::Blocked(Direction::Reading)),
-                Err(errno @ (Errno::EPIPE | Errno::ECONNRESET)) => {
-                    return Err(Error::Receive(errno));
-                }
-                Err(errno) => return Err(Error::SslSyscall(errno)),
+                Err(errno) => return Err(Error::SslReceive(errno)),
             }
         }
         Err(Error::InvalidState)
@@ -128,6 +125,7 @@ impl Link {
     fn closed(&mut self) -> Result<Step<Receipt>, Error> {
         self.peer_closed = true;
         match self.write_error.take() {
+            Some(_) if self.tls.is_some() => Err(Error::TlsBroken(Tls::UNEXPECTED_EOF.to_owned())),
             Some(errno) => Err(Error::Send(errno)),
             None => Ok(Step::Done(Receipt::Closed)),
         }
@@ -157,10 +155,10 @@ impl Link {
                 return Ok(Step::Blocked(Direction::Writing));
             }
             match self.socket.receive(&mut ciphertext) {
-                Ok(0) => return Err(Tls::closed_in_handshake()),
+                Ok(0) => return Err(Error::Tls(Tls::UNEXPECTED_EOF.to_owned())),
                 Ok(length) => self.take_in(&ciphertext, length),
                 Err(Errno::EAGAIN) => return Ok(Step::Blocked(Direction::Reading)),
-                Err(errno) => return Err(Error::SslSyscall(errno)),
+                Err(errno) => return Err(Error::SslHandshakeReceive(errno)),
             }
         }
         Err(Error::InvalidState)

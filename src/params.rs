@@ -42,16 +42,19 @@ const OPTIONS: [&str; 22] = [
 pub struct ConnInfo(Vec<(&'static str, Zeroizing<Vec<u8>>)>);
 
 impl ConnInfo {
-    /// Takes note of an option, if it matters. One that is empty counts as unset, as in libpq.
+    /// Takes note of an option, if it matters.
     pub fn note(&mut self, name: &[u8], value: &[u8]) {
-        let known = OPTIONS.iter().find(|known| known.as_bytes() == name);
-        if let (Some(known), false) = (known, value.is_empty()) {
+        if let Some(known) = OPTIONS.iter().find(|known| known.as_bytes() == name) {
             self.0.push((known, Zeroizing::new(value.to_vec())));
         }
     }
 
-    /// The value of an option, if it has one.
+    /// The value of an option, if it has one. An empty one counts as none, as in libpq.
     pub fn value(&self, option: &str) -> Option<&[u8]> {
+        self.verbatim(option).filter(|value| !value.is_empty())
+    }
+
+    fn verbatim(&self, option: &str) -> Option<&[u8]> {
         let (_, value) = self.0.iter().find(|(name, _)| *name == option)?;
         Some(value)
     }
@@ -80,9 +83,11 @@ pub enum IntOption {
 
 impl IntOption {
     fn parse(options: &ConnInfo, option: &'static str) -> IntOption {
-        let Some(text) = options.text(option) else {
+        // An empty one is malformed, not unset: libpq's pqParseIntParam.
+        let Some(value) = options.verbatim(option) else {
             return IntOption::Unset;
         };
+        let text = String::from_utf8_lossy(value).into_owned();
         // What isspace() accepts around a number.
         let trimmed = text.trim_matches([' ', '\t', '\n', '\x0b', '\x0c', '\r']);
         match trimmed.parse() {
@@ -339,7 +344,7 @@ mod tests {
             let parsed = IntOption::parse(&conninfo(&[("keepalives", text)]), "keepalives");
             assert_eq!(parsed, IntOption::Value(expected), "{text:?}");
         }
-        for text in ["x", "1x", "1 2", "2147483648", " ", "0x10"] {
+        for text in ["", "x", "1x", "1 2", "2147483648", " ", "0x10"] {
             let parsed = IntOption::parse(&conninfo(&[("keepalives", text)]), "keepalives");
             let error = parsed.value().unwrap_err().to_string();
             let expected =
@@ -354,7 +359,6 @@ mod tests {
         let limit = |text| ConnectTimeout::parse(&conninfo(&[("connect_timeout", text)])).limit();
         assert_eq!(limit("0"), Ok(None));
         assert_eq!(limit("-5"), Ok(None));
-        assert_eq!(limit(""), Ok(None));
         assert_eq!(limit("1"), Ok(Some(Duration::from_secs(1))));
         assert!(limit("soon").is_err());
     }

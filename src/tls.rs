@@ -65,6 +65,9 @@ pub struct Tls {
 }
 
 impl Tls {
+    /// The error of a connection that ends too soon, in the words of OpenSSL 3.
+    pub const UNEXPECTED_EOF: &str = "SSL error: unexpected eof while reading";
+
     /// Prepares a connection to the server that was asked for by this host name.
     pub fn new(options: &TlsOptions, host: Option<&str>) -> Result<Tls, Error> {
         let context = tls_context::build(options)?;
@@ -155,18 +158,12 @@ impl Tls {
         Error::Tls(text)
     }
 
-    /// The error of a server that closes the connection in the middle of the handshake, in the
-    /// words of OpenSSL 3.
-    pub fn closed_in_handshake() -> Error {
-        Error::Tls("SSL error: unexpected eof while reading".to_owned())
-    }
-
     /// Encrypts; the ciphertext is then unsent.
     pub fn encrypt(&mut self, plaintext: &[u8]) -> Result<(), Error> {
         forget_old_errors();
         match self.stream.ssl_write(plaintext) {
             Ok(length) if length == plaintext.len() => Ok(()),
-            Ok(_) => Err(Error::Tls("SSL_write did not take the whole request".to_owned())),
+            Ok(_) => Err(Error::TlsBroken("SSL_write did not take the whole request".to_owned())),
             Err(error) => Err(data_error(&error)),
         }
     }
@@ -204,7 +201,7 @@ fn is_name(host: &str) -> bool {
 
 fn data_error(error: &ssl::Error) -> Error {
     match error.ssl_error() {
-        Some(errors) => Error::Tls(format!("SSL error: {}", reason(errors))),
+        Some(errors) => Error::TlsBroken(format!("SSL error: {}", reason(errors))),
         None => unexpected(error),
     }
 }
