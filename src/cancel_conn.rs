@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::error::{Error, ErrorMessage};
-use crate::link::{Link, Receipt, Step};
+use crate::link::{Link, READ_SIZE, Receipt, Step};
 use crate::machine::{Event, Machine, Status, Turn, Want};
 use crate::socket::{Connecting, Direction, Socket, Waited};
 use crate::target::{Protection, Target};
@@ -253,7 +253,7 @@ impl Delivery {
         let Some(link) = &mut self.link else {
             return Err(Error::InvalidState);
         };
-        let mut buffer = [0; 256];
+        let mut buffer = [0; READ_SIZE];
         let event = match self.machine.want() {
             Want::Nothing => return Err(Error::InvalidState),
             Want::Connect => {

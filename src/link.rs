@@ -8,7 +8,7 @@ use crate::socket::{Direction, Socket};
 use crate::tls::{Decrypted, Tls};
 
 /// As much as one read takes. It lies on the caller's stack, which may be small.
-const READ_SIZE: usize = 4096;
+pub const READ_SIZE: usize = 4096;
 
 /// How a step ended that needs the socket.
 #[derive(Debug, PartialEq, Eq)]
@@ -37,13 +37,15 @@ pub struct Link {
     sent: usize,
     /// A failed write is held back, as in libpq, because the server may have said why.
     write_error: Option<Errno>,
+    /// What came before the request was sent, when nothing may come: held back, too.
+    premature: Option<Result<Receipt, Error>>,
     peer_closed: bool,
 }
 
 impl Link {
     /// A connection over this socket, in plaintext so far.
     pub fn new(socket: Socket) -> Link {
-        Link { socket, tls: None, sent: 0, write_error: None, peer_closed: false }
+        Link { socket, tls: None, sent: 0, write_error: None, premature: None, peer_closed: false }
     }
 
     /// The socket, to be waited for.
@@ -53,26 +55,41 @@ impl Link {
 
     /// Whether something is left to read that waiting for the socket would not show.
     pub fn has_unread(&self) -> bool {
-        self.tls.as_ref().is_some_and(Tls::has_unread)
+        self.premature.is_some() || self.tls.as_ref().is_some_and(Tls::has_unread)
     }
 
     /// Sends a message whole, through TLS where that is established.
     pub fn send(&mut self, message: &[u8]) -> Result<Step<()>, Error> {
-        if let Some(tls) = &mut self.tls {
-            if self.sent == 0 {
-                tls.encrypt(message)?;
-                self.sent = message.len();
+        if self.tls.is_some() {
+            return self.send_encrypted(message);
+        }
+        while let Some(rest) = message.get(self.sent..).filter(|rest| !rest.is_empty()) {
+            match write(&self.socket, &mut self.write_error, rest) {
+                Some(length) => self.sent += length,
+                None => return Ok(Step::Blocked(Direction::Writing)),
             }
-            if !self.flush() {
-                return Ok(Step::Blocked(Direction::Writing));
+        }
+        self.sent = 0;
+        Ok(Step::Done(()))
+    }
+
+    /// Looks before it sends: a server that has spoken or closed already will not take the
+    /// request, and its bare close would otherwise look as if it had.
+    fn send_encrypted(&mut self, message: &[u8]) -> Result<Step<()>, Error> {
+        if self.sent == 0 {
+            match self.receive_encrypted(&mut [0]) {
+                Ok(Step::Blocked(_)) => {}
+                Ok(Step::Done(receipt)) => self.premature = Some(Ok(receipt)),
+                Err(error) => self.premature = Some(Err(error)),
             }
-        } else {
-            while let Some(rest) = message.get(self.sent..).filter(|rest| !rest.is_empty()) {
-                match write(&self.socket, &mut self.write_error, rest) {
-                    Some(length) => self.sent += length,
-                    None => return Ok(Step::Blocked(Direction::Writing)),
-                }
+            if self.premature.is_some() {
+                return Ok(Step::Done(()));
             }
+            self.tls.iter_mut().try_for_each(|tls| tls.encrypt(message))?;
+            self.sent = message.len();
+        }
+        if !self.flush() {
+            return Ok(Step::Blocked(Direction::Writing));
         }
         self.sent = 0;
         Ok(Step::Done(()))
@@ -80,8 +97,13 @@ impl Link {
 
     /// Receives bytes, decrypted where TLS is established.
     pub fn receive(&mut self, buffer: &mut [u8]) -> Result<Step<Receipt>, Error> {
-        if self.tls.is_some() {
-            return self.receive_encrypted(buffer);
+        match self.premature.take() {
+            Some(Ok(Receipt::Closed)) => {
+                return Err(Error::TlsBroken(Tls::UNEXPECTED_EOF.to_owned()));
+            }
+            Some(receipt) => return receipt.map(Step::Done),
+            None if self.tls.is_some() => return self.receive_encrypted(buffer),
+            None => {}
         }
         match self.socket.receive(buffer) {
             Ok(0) => self.closed(),
