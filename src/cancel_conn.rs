@@ -8,6 +8,7 @@ use std::time::Instant;
 use crate::error::{Error, ErrorMessage};
 use crate::link::{Link, READ_SIZE, Receipt, Step};
 use crate::machine::{Event, Machine, Status, Turn, Want};
+use crate::reserve;
 use crate::socket::{Connecting, Direction, Socket, Waited};
 use crate::target::{Protection, Target};
 use crate::tls::Tls;
@@ -48,6 +49,8 @@ struct Delivery {
     target: Arc<Target>,
     machine: Machine,
     link: Option<Link>,
+    /// How often memory had run short when the delivery began.
+    shortages: usize,
 }
 
 impl CancelConn {
@@ -59,6 +62,7 @@ impl CancelConn {
                 machine: Machine::new(target.request.clone(), target.negotiation()),
                 target,
                 link: None,
+                shortages: 0,
             }),
             Err(error) => {
                 message.append_error(&error);
@@ -199,6 +203,13 @@ impl CancelConn {
         }
     }
 
+    /// Makes it bad, with a reason unless it has one already.
+    pub fn fail_once(&mut self, error: &Error) {
+        if self.status() != Status::Bad {
+            self.fail(error);
+        }
+    }
+
     fn close(&mut self) {
         if let Some(delivery) = &mut self.delivery {
             delivery.link = None;
@@ -208,6 +219,7 @@ impl CancelConn {
 
 impl Delivery {
     fn start(&mut self, message: &mut ErrorMessage) -> Result<(), Error> {
+        self.shortages = reserve::shortages();
         let target = &self.target;
         let opened = Socket::open(&target.address);
         message.append(&target.failure_prefix);
@@ -262,6 +274,10 @@ impl Delivery {
                     link.socket().require_peer(required)?;
                 }
                 Event::Connected
+            }
+            // The call will be reported as failed, so nothing may go out any more.
+            Want::Send(_) if reserve::shortages() != self.shortages => {
+                return Err(Error::OutOfMemory);
             }
             Want::Send(bytes) => match link.send(bytes)? {
                 Step::Done(()) => Event::Sent,

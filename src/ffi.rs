@@ -197,7 +197,7 @@ unsafe fn with<T: Copy>(
         return failure;
     };
     attempt(|| body(cancel)).unwrap_or_else(|error| {
-        let _ = catch(|| cancel.fail(&error));
+        let _ = catch(|| cancel.fail_once(&error));
         failure
     })
 }

@@ -55,7 +55,8 @@ impl Link {
 
     /// Whether something is left to read that waiting for the socket would not show.
     pub fn has_unread(&self) -> bool {
-        self.premature.is_some() || self.tls.as_ref().is_some_and(Tls::has_unread)
+        let premature = self.premature.is_some() && !self.peer_closed; // a close stays readable
+        premature || self.tls.as_ref().is_some_and(Tls::has_unread)
     }
 
     /// Sends a message whole, through TLS where that is established.
@@ -77,11 +78,15 @@ impl Link {
     /// request, and its bare close would otherwise look as if it had.
     fn send_encrypted(&mut self, message: &[u8]) -> Result<Step<()>, Error> {
         if self.sent == 0 {
-            match self.receive_encrypted(&mut [0]) {
-                Ok(Step::Blocked(_)) => {}
-                Ok(Step::Done(receipt)) => self.premature = Some(Ok(receipt)),
-                Err(error) => self.premature = Some(Err(error)),
-            }
+            self.premature = match self.receive_encrypted(&mut [0]) {
+                Ok(Step::Blocked(_)) => None,
+                Err(Error::SslReceive(Errno::EPIPE | Errno::ECONNRESET)) => {
+                    self.peer_closed = true;
+                    Some(Ok(Receipt::Closed))
+                }
+                Ok(Step::Done(receipt)) => Some(Ok(receipt)),
+                Err(error) => Some(Err(error)),
+            };
             if self.premature.is_some() {
                 return Ok(Step::Done(()));
             }

@@ -243,31 +243,39 @@ mod tests {
         Machine { state, ..machine(negotiation) }
     }
 
-    /// Everything a machine does that is not a failure; whatever is not here fails.
+    /// Everything a machine does; whatever is not here must not happen at all.
     fn expected(
         state: State,
         event: Event<'_>,
         negotiation: Option<SslNegotiation>,
-    ) -> Option<(State, Turn)> {
+    ) -> Result<(State, Turn), Error> {
         let handshaking = |injected| State::Handshaking { injected };
         match (state, event) {
             (State::Connecting, Connected) => {
-                Some((negotiation.map_or(State::Sending, State::Negotiating), Yield))
+                Ok((negotiation.map_or(State::Sending, State::Negotiating), Yield))
             }
             (State::Negotiating(SslNegotiation::Postgres), Sent) => {
-                Some((State::AwaitingReply, Yield))
+                Ok((State::AwaitingReply, Yield))
             }
-            (State::Negotiating(SslNegotiation::Direct), Sent) => Some((handshaking(false), Yield)),
-            (State::AwaitingReply, Received(b"")) => Some((State::AwaitingReply, Continue)),
-            (State::AwaitingReply, Received(b"S")) => Some((handshaking(false), Continue)),
-            (State::AwaitingReply, Received(b"Sx")) => Some((handshaking(true), Continue)),
+            (State::Negotiating(SslNegotiation::Direct), Sent) => Ok((handshaking(false), Yield)),
+            (State::AwaitingReply, Received(b"")) => Ok((State::AwaitingReply, Continue)),
+            (State::AwaitingReply, Received(b"S")) => Ok((handshaking(false), Continue)),
+            (State::AwaitingReply, Received(b"Sx")) => Ok((handshaking(true), Continue)),
             (State::Handshaking { injected: false }, HandshakeFinished) => {
-                Some((State::Sending, Yield))
+                Ok((State::Sending, Yield))
             }
-            (State::Sending, Sent) => Some((State::AwaitingClose, Yield)),
-            (State::AwaitingClose, Received(b"")) => Some((State::AwaitingClose, Yield)),
-            (State::AwaitingClose, Closed) => Some((State::Done, Yield)),
-            _ => None,
+            (State::Sending, Sent) => Ok((State::AwaitingClose, Yield)),
+            (State::AwaitingClose, Received(b"")) => Ok((State::AwaitingClose, Yield)),
+            (State::AwaitingClose, Closed) => Ok((State::Done, Yield)),
+            (State::AwaitingReply, Received(b"N")) => Err(Error::SslRefused),
+            (State::AwaitingReply, Received(b"E")) => Err(Error::SslServerError),
+            (State::AwaitingReply, Received([byte, ..])) => Err(Error::SslInvalidReply(*byte)),
+            (State::AwaitingReply, Closed) => Err(Error::ServerClosed),
+            (State::Handshaking { injected: true }, HandshakeFinished) => {
+                Err(Error::UnencryptedData)
+            }
+            (State::AwaitingClose, Received(_)) => Err(Error::UnexpectedResponse),
+            _ => Err(Error::InvalidState),
         }
     }
 
@@ -279,12 +287,12 @@ mod tests {
                     let mut machine = machine_in(state, negotiation);
                     let turn = machine.handle(event);
                     match expected(state, event, negotiation) {
-                        Some((next, expected_turn)) => {
+                        Ok((next, expected_turn)) => {
                             assert_eq!(turn, Ok(expected_turn), "{state:?} {event:?}");
                             assert_eq!(machine.state, next, "{state:?} {event:?}");
                         }
-                        None => {
-                            assert!(turn.is_err(), "{state:?} {event:?}");
+                        Err(error) => {
+                            assert_eq!(turn, Err(error), "{state:?} {event:?}");
                             assert_eq!(machine.state, State::Failed, "{state:?} {event:?}");
                         }
                     }
@@ -375,6 +383,15 @@ mod tests {
                 };
                 assert_eq!(machine.want(), expected, "{state:?}");
             }
+        }
+    }
+
+    #[test]
+    fn a_failure_of_the_driver_ends_it_in_every_state() {
+        for state in STATES {
+            let mut machine = machine_in(state, None);
+            machine.fail();
+            assert_eq!((machine.status(), machine.want()), (Status::Bad, Want::Nothing));
         }
     }
 

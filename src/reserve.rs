@@ -1,17 +1,19 @@
-//! What keeps a shortage of memory from ending the host process: Rust aborts when an allocation
-//! fails, so ours do not fail. When malloc has nothing left they are served from a small reserve,
-//! and the entry points, which see that it was used, report "out of memory" in libpq's way.
-//!
-//! OpenSSL allocates by itself and reports its own failures.
+//! What keeps a shortage of memory from ending the host process. Rust aborts when an allocation
+//! fails, and OpenSSL hangs or recurses for ever where one fails while it initializes itself; so
+//! theirs do not fail. When malloc has nothing left they are served from a reserve, and the entry
+//! points, which see that it was used, report "out of memory" in libpq's way.
 
 #![allow(unsafe_code)]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::UnsafeCell;
+use std::ffi::{c_char, c_int, c_void};
+use std::sync::Once;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-/// Far more than one call needs at a time. Untouched, it costs address space only.
-const SIZE: usize = 256 * 1024;
+/// Twice what the first cancel over TLS needs, which initializes OpenSSL. Untouched, it costs
+/// address space only.
+const SIZE: usize = 4 * 1024 * 1024;
 
 #[global_allocator]
 static ALLOCATOR: Reserve = Reserve {
@@ -24,6 +26,71 @@ static ALLOCATOR: Reserve = Reserve {
 /// its own or another thread's.
 pub(crate) fn shortages() -> usize {
     ALLOCATOR.shortages.load(Ordering::Relaxed)
+}
+
+/// Puts the reserve behind the private OpenSSL's allocations; to be called before its first use.
+/// An OpenSSL that belongs to the system is the host's, and left alone.
+pub(crate) fn stand_behind_openssl() {
+    static ONCE: Once = Once::new();
+    if cfg!(feature = "vendored") {
+        // SAFETY: the three functions keep malloc's contract, and free and reallocate what they
+        // allocated. If OpenSSL has allocated before, it refuses them and goes on with malloc.
+        ONCE.call_once(|| unsafe {
+            CRYPTO_set_mem_functions(openssl_malloc, openssl_realloc, openssl_free);
+        });
+    }
+}
+
+unsafe extern "C" {
+    fn CRYPTO_set_mem_functions(
+        malloc: unsafe extern "C" fn(usize, *const c_char, c_int) -> *mut c_void,
+        realloc: unsafe extern "C" fn(*mut c_void, usize, *const c_char, c_int) -> *mut c_void,
+        free: unsafe extern "C" fn(*mut c_void, *const c_char, c_int),
+    ) -> c_int;
+}
+
+/// Blocks of the reserve that C asked for begin with their size, in as much as keeps them aligned.
+const HEADER: usize = 16;
+
+unsafe extern "C" fn openssl_malloc(size: usize, _: *const c_char, _: c_int) -> *mut c_void {
+    // SAFETY: malloc takes any size.
+    let pointer = unsafe { libc::malloc(size) };
+    if pointer.is_null() && size > 0 { ALLOCATOR.take_sized(size) } else { pointer }
+}
+
+unsafe extern "C" fn openssl_realloc(
+    pointer: *mut c_void,
+    size: usize,
+    _: *const c_char,
+    _: c_int,
+) -> *mut c_void {
+    if !ALLOCATOR.holds(pointer.cast()) {
+        // SAFETY: not the reserve's, so malloc's or NULL; the caller's promise otherwise.
+        let moved = unsafe { libc::realloc(pointer, size) };
+        if !moved.is_null() || size == 0 {
+            return moved;
+        }
+    }
+    let moved = ALLOCATOR.take_sized(size);
+    if !moved.is_null() && !pointer.is_null() {
+        // SAFETY: the new block has this size, and the old one as much as size_of_block says. They
+        // do not overlap, and the old one is freed once.
+        unsafe {
+            let length = ALLOCATOR.size_of_block(pointer).min(size);
+            std::ptr::copy_nonoverlapping(pointer.cast::<u8>(), moved.cast::<u8>(), length);
+            openssl_free(pointer, std::ptr::null(), 0);
+        }
+    }
+    moved
+}
+
+unsafe extern "C" fn openssl_free(pointer: *mut c_void, _: *const c_char, _: c_int) {
+    if ALLOCATOR.holds(pointer.cast()) {
+        ALLOCATOR.give_back();
+    } else {
+        // SAFETY: not the reserve's, so malloc's or NULL; the caller's promise otherwise.
+        unsafe { libc::free(pointer) }
+    }
 }
 
 /// The system's allocator, and behind it a block that is handed out from one end to the other and
@@ -78,6 +145,34 @@ impl Reserve {
         match taken {
             Ok(_) => self.base().wrapping_add(start),
             Err(_) => std::ptr::null_mut(),
+        }
+    }
+
+    /// A block that knows its size.
+    fn take_sized(&self, size: usize) -> *mut c_void {
+        let layout = size.checked_add(HEADER).map(|size| Layout::from_size_align(size, HEADER));
+        let Some(Ok(layout)) = layout else {
+            return std::ptr::null_mut();
+        };
+        let block = self.take(layout);
+        if block.is_null() {
+            return std::ptr::null_mut();
+        }
+        // SAFETY: the block is aligned for it and longer than the header.
+        unsafe { block.cast::<usize>().write(size) };
+        block.wrapping_add(HEADER).cast()
+    }
+
+    /// # Safety
+    ///
+    /// The block came from malloc or from `take_sized`.
+    unsafe fn size_of_block(&self, pointer: *mut c_void) -> usize {
+        if self.holds(pointer.cast()) {
+            // SAFETY: take_sized wrote it there.
+            unsafe { pointer.cast::<u8>().sub(HEADER).cast::<usize>().read() }
+        } else {
+            // SAFETY: a block of malloc's.
+            unsafe { libc::malloc_usable_size(pointer) }
         }
     }
 
@@ -137,17 +232,21 @@ unsafe impl GlobalAlloc for Reserve {
 mod tests {
     use super::*;
 
-    fn reserve() -> Reserve {
-        Reserve {
-            memory: Memory(UnsafeCell::new([0; SIZE])),
-            state: AtomicU64::new(0),
-            shortages: AtomicUsize::new(0),
-        }
+    /// Static, as the real one is: too large for a stack.
+    macro_rules! reserve {
+        () => {{
+            static RESERVE: Reserve = Reserve {
+                memory: Memory(UnsafeCell::new([0; SIZE])),
+                state: AtomicU64::new(0),
+                shortages: AtomicUsize::new(0),
+            };
+            &RESERVE
+        }};
     }
 
     #[test]
     fn the_reserve_is_handed_out_in_order_and_whole_again_in_the_end() {
-        let reserve = Box::new(reserve());
+        let reserve = reserve!();
         let layout = Layout::from_size_align(100, 64).unwrap();
         let first = reserve.take(layout);
         let second = reserve.take(layout);
@@ -166,7 +265,7 @@ mod tests {
 
     #[test]
     fn a_block_of_the_reserve_grows_within_it() {
-        let reserve = Box::new(reserve());
+        let reserve = reserve!();
         let layout = Layout::from_size_align(4, 1).unwrap();
         let block = reserve.take(layout);
         // SAFETY: the block is 4 bytes long, then 40, and freed once.
@@ -178,5 +277,16 @@ mod tests {
             reserve.dealloc(grown, Layout::from_size_align(40, 1).unwrap());
         }
         assert_eq!(reserve.state.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn a_block_for_c_knows_its_size() {
+        let reserve = reserve!();
+        let block = reserve.take_sized(100);
+        assert!(reserve.holds(block.cast()));
+        assert_eq!(block.addr() % 16, 0);
+        // SAFETY: take_sized made it.
+        assert_eq!(unsafe { reserve.size_of_block(block) }, 100);
+        assert!(reserve.take_sized(usize::MAX).is_null());
     }
 }

@@ -22,6 +22,7 @@ use zeroize::Zeroizing;
 
 use crate::error::{Error, strerror};
 use crate::params::{RootCert, SslMode, TlsOptions, TlsVersion};
+use crate::reserve;
 
 /// ALPN's name for PostgreSQL's protocol, preceded by its length.
 const ALPN_PROTOCOLS: &[u8] = b"\x0apostgresql";
@@ -36,6 +37,7 @@ const GROUPS_BEFORE_3_5: &str = "P-256:X25519:P-521:P-384";
 
 /// Builds a context. It is read from files each time: what they hold now is what counts.
 pub fn build(options: &TlsOptions) -> Result<SslContext, Error> {
+    reserve::stand_behind_openssl();
     let mut context = SslContextBuilder::new(SslMethod::tls_client())
         .map_err(|e| Error::Tls(format!("could not create SSL context: {}", reason(&e))))?;
     context.set_options(SslOptions::NO_SSLV2 | SslOptions::NO_SSLV3);
@@ -330,6 +332,7 @@ pub fn ask_passphrase_hook(
     options: &TlsOptions,
     hook: impl FnOnce(&mut [u8]) -> usize,
 ) -> Option<Zeroizing<Vec<u8>>> {
+    reserve::stand_behind_openssl();
     let home = HomeDirectory::find();
     let cert = options.cert.clone().or_else(|| home.file("postgresql.crt"))?;
     if !options.send_cert || fs::metadata(cert).is_err() {
