@@ -21,6 +21,7 @@ pub mod host_layout;
 pub mod link;
 pub mod machine;
 pub mod message;
+mod openssl_memory;
 pub mod params;
 mod reserve;
 pub mod socket;

@@ -10,6 +10,7 @@ use openssl::error::ErrorStack;
 use openssl::ssl::{self, ErrorCode, Ssl, SslStream};
 
 use crate::error::Error;
+use crate::openssl_memory::{call_openssl, openssl_is_initialized};
 use crate::params::{SslMode, SslNegotiation, TlsOptions, TlsVersion};
 use crate::tls_context::{self, reason};
 use crate::verify::verify_peer_name;
@@ -70,6 +71,10 @@ impl Tls {
 
     /// Prepares a connection to the server that was asked for by this host name.
     pub fn new(options: &TlsOptions, host: Option<&str>) -> Result<Tls, Error> {
+        call_openssl(|| Tls::prepare(options, host))
+    }
+
+    fn prepare(options: &TlsOptions, host: Option<&str>) -> Result<Tls, Error> {
         let context = tls_context::build(options)?;
         let failed = |e: ErrorStack| {
             Error::Tls(format!("could not establish SSL connection: {}", reason(&e)))
@@ -112,9 +117,11 @@ impl Tls {
     /// Goes on with the handshake. True when it is finished and the server verified; what is
     /// unsent then belongs to it still. False when it needs more from the server.
     pub fn handshake(&mut self) -> Result<bool, Error> {
-        forget_old_errors();
-        match self.stream.connect() {
-            Ok(()) => self.verify().map(|()| true),
+        match call_openssl(|| self.stream.connect()) {
+            Ok(()) => {
+                openssl_is_initialized();
+                call_openssl(|| self.verify()).map(|()| true)
+            }
             Err(error) if error.code() == ErrorCode::WANT_READ => Ok(false),
             Err(error) => Err(self.handshake_error(&error)),
         }
@@ -160,8 +167,7 @@ impl Tls {
 
     /// Encrypts; the ciphertext is then unsent.
     pub fn encrypt(&mut self, plaintext: &[u8]) -> Result<(), Error> {
-        forget_old_errors();
-        match self.stream.ssl_write(plaintext) {
+        match call_openssl(|| self.stream.ssl_write(plaintext)) {
             Ok(length) if length == plaintext.len() => Ok(()),
             Ok(_) => Err(Error::TlsBroken("SSL_write did not take the whole request".to_owned())),
             Err(error) => Err(data_error(&error)),
@@ -170,8 +176,7 @@ impl Tls {
 
     /// Decrypts what was received.
     pub fn decrypt(&mut self, buffer: &mut [u8]) -> Result<Decrypted, Error> {
-        forget_old_errors();
-        match self.stream.ssl_read(buffer) {
+        match call_openssl(|| self.stream.ssl_read(buffer)) {
             Ok(length) => Ok(Decrypted::Bytes(length)),
             Err(error) if error.code() == ErrorCode::WANT_READ => Ok(Decrypted::NeedMore),
             Err(error) if error.code() == ErrorCode::ZERO_RETURN => Ok(Decrypted::Closed),
@@ -183,15 +188,8 @@ impl Tls {
     pub fn shut_down(&mut self) {
         // It fails before the handshake is finished and after a fatal error: then there is
         // nothing to say.
-        let _ = self.stream.shutdown();
-        forget_old_errors();
+        let _ = call_openssl(|| self.stream.shutdown());
     }
-}
-
-/// OpenSSL reports through a queue per thread, which must be empty before a call for its answer
-/// to be right. (With `OPENSSL=system` it is the host's queue: nothing of ours may stay in it.)
-fn forget_old_errors() {
-    drop(ErrorStack::get());
 }
 
 /// RFC 6066 allows host names in SNI, but no addresses; libpq's test for it.

@@ -21,8 +21,8 @@ use openssl::x509::verify::X509VerifyFlags;
 use zeroize::Zeroizing;
 
 use crate::error::{Error, strerror};
+use crate::openssl_memory::call_openssl;
 use crate::params::{RootCert, SslMode, TlsOptions, TlsVersion};
-use crate::reserve;
 
 /// ALPN's name for PostgreSQL's protocol, preceded by its length.
 const ALPN_PROTOCOLS: &[u8] = b"\x0apostgresql";
@@ -35,9 +35,9 @@ const GROUPS: &str = "*P-256:*X25519:?X25519MLKEM768:?X448:P-521:P-384:?ffdhe204
 /// The same for OpenSSL before 3.5, which sends one key share, for the first group.
 const GROUPS_BEFORE_3_5: &str = "P-256:X25519:P-521:P-384";
 
-/// Builds a context. It is read from files each time: what they hold now is what counts.
+/// Builds a context. It is read from files each time: what they hold now is what counts. To be
+/// called through `call_openssl`.
 pub fn build(options: &TlsOptions) -> Result<SslContext, Error> {
-    reserve::stand_behind_openssl();
     let mut context = SslContextBuilder::new(SslMethod::tls_client())
         .map_err(|e| Error::Tls(format!("could not create SSL context: {}", reason(&e))))?;
     context.set_options(SslOptions::NO_SSLV2 | SslOptions::NO_SSLV3);
@@ -332,7 +332,6 @@ pub fn ask_passphrase_hook(
     options: &TlsOptions,
     hook: impl FnOnce(&mut [u8]) -> usize,
 ) -> Option<Zeroizing<Vec<u8>>> {
-    reserve::stand_behind_openssl();
     let home = HomeDirectory::find();
     let cert = options.cert.clone().or_else(|| home.file("postgresql.crt"))?;
     if !options.send_cert || fs::metadata(cert).is_err() {
@@ -341,10 +340,13 @@ pub fn ask_passphrase_hook(
     let pem = read_private_key(&private_key_path(options, &home).ok()??).ok()?;
     let mut answer = None;
     // Whether the key can be read with it is found when it is needed.
-    let _ = parse_private_key(&pem, |buffer| {
-        let length = hook(buffer).min(buffer.len());
-        answer = buffer.get(..length).filter(|b| !b.is_empty()).map(|b| Zeroizing::new(b.to_vec()));
-        length
+    let _ = call_openssl(|| {
+        parse_private_key(&pem, |buffer| {
+            let length = hook(buffer).min(buffer.len());
+            let given = buffer.get(..length).filter(|bytes| !bytes.is_empty());
+            answer = given.map(|bytes| Zeroizing::new(bytes.to_vec()));
+            length
+        })
     });
     answer
 }
