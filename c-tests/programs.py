@@ -1,0 +1,83 @@
+"""C programs of the tests beyond the driver: compiled once for each run, and run under a Laboratory like the driver."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import peers
+from comparison import TRANSPORTS, Laboratory, Outcome, Scenario
+from conftest import BUILD, INCLUDE, LIBRARY, SOURCES
+from hostile import CancelConnection, Script
+import wire
+
+WARNINGS = ["-Wall", "-Wextra", "-Werror"]
+
+
+def pkg_config(*what: str) -> list[str]:
+    return subprocess.run(["pkg-config", *what], check=True, capture_output=True, text=True).stdout.split()
+
+
+def library_directory() -> Path:
+    """A directory in which the dynamic loader finds the library under test by its soname."""
+    directory = BUILD / "lib"
+    directory.mkdir(parents=True, exist_ok=True)
+    for name in ("libpqcancel.so", "libpqcancel.so.1"):
+        link = directory / name
+        link.unlink(missing_ok=True)
+        link.symlink_to(LIBRARY)
+    return directory
+
+
+def cc(output: Path, *arguments) -> Path:
+    subprocess.run(["cc", "-std=c11", "-O1", "-g", *WARNINGS, f"-I{INCLUDE}", f"-I{SOURCES}",
+                    *pkg_config("--cflags", "libpq"), *arguments, "-o", output], check=True)
+    return output
+
+
+def build(directory: Path, sources: tuple[str, ...], *libraries: str, oracle: bool = True) -> Path:
+    """Makes a program twice, over pqcancel and over libpq 18, under the names that a Laboratory starts."""
+    directory.mkdir(parents=True, exist_ok=True)
+    paths = [SOURCES / source for source in sources]
+    undefined = "-Wl,--allow-shlib-undefined"
+    cc(directory / "driver-pqcancel", *paths, f"-L{library_directory()}", "-lpqcancel", *pkg_config("--libs", "libpq"),
+       *libraries, undefined)
+    if oracle:
+        cc(directory / "driver-libpq18", *paths, f"-L{peers.libpq18()}", "-lpq", *libraries, undefined)
+    return directory
+
+
+def build_guest() -> Path:
+    return build(BUILD / "guest", ("guest.c", "process_state.c", "transcript.c"), "-lm")
+
+
+def laboratory_of(directory: Path, certs, servers) -> Laboratory:
+    return Laboratory(certs, servers, directory, peers.libpq18(), library_directory() / "libpqcancel.so")
+
+
+def always_closed(script: Script) -> Script:
+    """A script that ends with the connection closed, also where the client goes away first: for many in one run."""
+    def closing(connection: CancelConnection) -> None:
+        try:
+            script(connection)
+        finally:
+            connection.close()
+    return closing
+
+
+def run_ours(laboratory: Laboratory, scenario: Scenario, directory: Path) -> Outcome:
+    """Runs a scenario over pqcancel, and holds it to what every run promises."""
+    outcome = laboratory.over_pqcancel(scenario, directory, "system")
+    both = f"{outcome.transcript}\n{outcome.stderr}"
+    assert "exit status 0\n" in outcome.transcript, both
+    assert outcome.stderr == "", both
+    assert scenario.shows in outcome.transcript, f"no {scenario.shows!r} in:\n{both}"
+    if TRANSPORTS[scenario.transport][1] != "plain":
+        assert not any(wire.is_readable(connection) for connection in outcome.connections), "the request is readable"
+    return outcome
+
+
+def environment(**more: str) -> dict[str, str]:
+    """For a program that is started by itself."""
+    return {"HOME": os.devnull, "LC_ALL": "C", "LD_LIBRARY_PATH": str(library_directory()), **more}
