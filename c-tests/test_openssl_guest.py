@@ -77,7 +77,7 @@ def hook_scenario(name: str, run: str, answer: str | None, shows: str) -> Scenar
 
 
 NOT_LOADED = "could not load private key file"
-HOOKS = [
+SCENARIOS = [
     hook_scenario("right-answer", "hook-polled", PASSPHRASE, ", client certificate "),
     hook_scenario("right-answer", "hook-blocking", PASSPHRASE, ", client certificate "),
     hook_scenario("wrong-answer", "hook-polled", "wrong", NOT_LOADED),
@@ -96,7 +96,7 @@ HOOKS = [
 
 
 @pytest.mark.parametrize("host", HOSTS)
-@pytest.mark.parametrize("scenario", HOOKS, ids=lambda s: s.id)
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda s: s.id)
 def test_passphrase_hook(guest, tmp_path, scenario, host):
     compare(guest, scenario, tmp_path / "home", host)
 
