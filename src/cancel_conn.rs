@@ -170,7 +170,11 @@ impl CancelConn {
         self.delivery.as_ref().map_or(Ok(None), |delivery| delivery.target.connect_timeout.limit())
     }
 
+    /// A server that keeps the socket ready, byte by byte, gets no more time than a silent one.
     fn wait_blocking(&self, direction: Direction, deadline: Option<Instant>) -> Result<(), Error> {
+        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            return Err(Error::TimeoutExpired);
+        }
         let link = self.delivery.as_ref().and_then(|delivery| delivery.link.as_ref());
         match link.ok_or(Error::InvalidState)?.socket().wait_blocking(direction, deadline)? {
             Waited::Ready => Ok(()),

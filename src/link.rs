@@ -10,6 +10,9 @@ use crate::tls::{Decrypted, Tls};
 /// As much as one read takes. It lies on the caller's stack, which may be small.
 pub const READ_SIZE: usize = 4096;
 
+/// After so many reads the caller gets its turn, even if the server could go on for ever.
+const MOST_READS: usize = 16;
+
 /// How a step ended that needs the socket.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Step<T> {
@@ -120,7 +123,10 @@ impl Link {
 
     fn receive_encrypted(&mut self, buffer: &mut [u8]) -> Result<Step<Receipt>, Error> {
         let mut ciphertext = [0; READ_SIZE];
-        while let Some(tls) = &mut self.tls {
+        for read in 0.. {
+            let Some(tls) = &mut self.tls else {
+                break;
+            };
             match tls.decrypt(buffer)? {
                 Decrypted::Bytes(length) => return Ok(Step::Done(Receipt::Bytes(length))),
                 Decrypted::Closed => return self.closed(),
@@ -129,6 +135,9 @@ impl Link {
             // TLS has things to say of its own, such as a new key.
             if !self.flush() {
                 return Ok(Step::Blocked(Direction::Writing));
+            }
+            if read == MOST_READS {
+                return Ok(Step::Blocked(Direction::Reading));
             }
             match self.socket.receive(&mut ciphertext) {
                 // Bare, without TLS's own closing: whoever could forge that could as well have
@@ -167,7 +176,10 @@ impl Link {
             self.tls = Some(prepare()?);
         }
         let mut ciphertext = [0; READ_SIZE];
-        while let Some(tls) = &mut self.tls {
+        for read in 0.. {
+            let Some(tls) = &mut self.tls else {
+                break;
+            };
             let finished = tls.handshake();
             // Also on failure: an alert tells the server why.
             let flushed = self.flush();
@@ -180,6 +192,9 @@ impl Link {
             }
             if !flushed {
                 return Ok(Step::Blocked(Direction::Writing));
+            }
+            if read == MOST_READS {
+                return Ok(Step::Blocked(Direction::Reading));
             }
             match self.socket.receive(&mut ciphertext) {
                 Ok(0) => return Err(Error::Tls(Tls::UNEXPECTED_EOF.to_owned())),

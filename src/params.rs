@@ -313,10 +313,10 @@ impl std::fmt::Display for TlsVersion {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn conninfo(options: &[(&str, &str)]) -> ConnInfo {
+    pub(crate) fn conninfo(options: &[(&str, &str)]) -> ConnInfo {
         let mut conninfo = ConnInfo::default();
         for (name, value) in options {
             conninfo.note(name.as_bytes(), value.as_bytes());

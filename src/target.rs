@@ -162,14 +162,7 @@ fn parse_hostaddr(hostaddr: &str) -> Option<std::net::IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn conninfo(options: &[(&str, &str)]) -> ConnInfo {
-        let mut conninfo = ConnInfo::default();
-        for (name, value) in options {
-            conninfo.note(name.as_bytes(), value.as_bytes());
-        }
-        conninfo
-    }
+    use crate::params::tests::conninfo;
 
     fn prefix(options: &[(&str, &str)], pqhost: &str) -> String {
         let address = Address::V4("127.0.0.1:5433".parse().unwrap());

@@ -60,8 +60,9 @@ pub enum Decrypted {
 pub struct Tls {
     stream: SslStream<Pipe>,
     direct: bool,
-    /// The host name to verify, for sslmode=verify-full.
-    verify_host: Option<Option<String>>,
+    /// sslmode=verify-full: the certificate must be this host's.
+    verify_full: bool,
+    host: Option<String>,
     versions: (Option<TlsVersion>, Option<TlsVersion>),
 }
 
@@ -89,7 +90,8 @@ impl Tls {
         Ok(Tls {
             stream: SslStream::new(ssl, Pipe::default()).map_err(failed)?,
             direct: options.negotiation == SslNegotiation::Direct,
-            verify_host: (options.sslmode == SslMode::VerifyFull).then(|| host.map(str::to_owned)),
+            verify_full: options.sslmode == SslMode::VerifyFull,
+            host: host.map(str::to_owned),
             versions: (options.min_version, options.max_version),
         })
     }
@@ -142,10 +144,10 @@ impl Tls {
         let Some(certificate) = self.stream.ssl().peer_certificate() else {
             return refuse("certificate could not be obtained: no SSL error reported");
         };
-        match &self.verify_host {
-            Some(host) => verify_peer_name(&certificate, host.as_deref()),
-            None => Ok(()),
+        if self.verify_full {
+            verify_peer_name(&certificate, self.host.as_deref())?;
         }
+        Ok(())
     }
 
     fn handshake_error(&self, error: &ssl::Error) -> Error {
