@@ -63,7 +63,7 @@ def drivers():
     if not LIBRARY.exists():
         pytest.exit(f"{LIBRARY} is not there: build it first", returncode=2)
     BUILD.mkdir(parents=True, exist_ok=True)
-    objects = [_compile(name) for name in ("driver", "scenarios", "transcript")]
+    objects = [_compile(name) for name in ("driver", "scenarios", "session", "transcript")]
     _link("driver-libpq18", objects, [f"-L{peers.libpq18()}", "-lpq", "-Wl,--allow-shlib-undefined"])
     # By the file's name, so that a library that is not called libpqcancel.so can be put under test too.
     _link("driver-pqcancel", objects, [f"-L{LIBRARY.parent}", f"-l:{LIBRARY.name}", *_pkg_config("--libs"),

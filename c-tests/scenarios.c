@@ -4,6 +4,7 @@
  */
 #define _GNU_SOURCE
 #include "scenarios.h"
+#include "session.h"
 #include "transcript.h"
 
 #include <stdio.h>

@@ -16,14 +16,4 @@ struct context
 /* Runs the scenario of that name; dies if there is none. */
 void		run_scenario(const char *name, struct context *context);
 
-/* Non-blocking, because libpq reads connect_timeout only in its blocking calls: a session may have a bad one. The session
- * may come out bad. */
-PGconn	   *connect_session(const char *conninfo);
-
-/* Connects as DRIVER_MONITOR says, or dies. */
-PGconn	   *connect_monitor(void);
-
-/* Asks the monitor until the query, formatted with the session's backend PID, returns a row. */
-void		wait_for_row(PGconn *monitor, const char *format, int pid);
-
 #endif
