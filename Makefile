@@ -37,7 +37,7 @@ check:
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --locked $(FEATURES) --no-deps --quiet
 
 unit-test:
-	$(CARGO) test --release --locked $(FEATURES)
+	$(CARGO) test --release --locked $(FEATURES) --lib --tests
 
 c-test: build
 	$(PYTHON) -m pytest c-tests -q

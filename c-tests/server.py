@@ -96,7 +96,7 @@ class Postgres:
             # A prefix below a home directory that the server's user may not enter.
             self.prefix = Path(shutil.copytree(self.prefix, self.directory / "prefix", symlinks=True))
         self._run("initdb", f"--pgdata={self.data}", "--username=postgres", "--auth=trust", "--no-locale",
-                  "--encoding=UTF8", "--no-sync", "--no-instructions")
+                  "--encoding=UTF8", "--no-sync")
         for source, name in ((self.certs.server.cert, "server.crt"), (self.certs.server.key, "server.key"),
                              (self.certs.ca, "ca.crt")):
             self._install(source.read_bytes(), name)
