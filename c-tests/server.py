@@ -44,9 +44,12 @@ class Postgres:
     host = "127.0.0.1"
     superuser = "postgres"
 
-    def __init__(self, prefix: Path, certs: Certs, *, settings: dict[str, str] | None = None, hba: str | None = None):
+    def __init__(self, prefix: Path, certs: Certs, *, settings: dict[str, str] | None = None, hba: str | None = None,
+                 environment: dict[str, str] | None = None):
+        """environment is added to the server's own."""
         self.prefix, self.certs, self.hba = Path(prefix), certs, hba or HBA
         self.settings = {**SETTINGS, **(settings or {})}
+        self.environment = environment or {}
         self.port = 0
         self.ipv6 = has_ipv6()
 
@@ -88,7 +91,7 @@ class Postgres:
         return conninfo(**values)
 
     def _prepare(self) -> None:
-        self.user = _server_user()
+        self.user = server_user()
         if self.user:
             os.chown(self.directory, self.user.pw_uid, self.user.pw_gid)
         self.directory.chmod(0o755)  # so that any user reaches the Unix socket
@@ -135,7 +138,7 @@ class Postgres:
     def _environment(self) -> dict[str, str]:
         """Without PG* variables of the caller; with the prefix's own libraries where it brings them along."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "LD_"))}
-        environment.update(LC_ALL="C", TZ="UTC")
+        environment.update(LC_ALL="C", TZ="UTC", **self.environment)
         if (self.prefix / "lib" / "libpq.so.5").exists():
             environment["LD_LIBRARY_PATH"] = str(self.prefix / "lib")
         return environment
@@ -194,7 +197,7 @@ def free_port(addresses: list[str]) -> int:
                 probe.close()
 
 
-def _server_user() -> pwd.struct_passwd | None:
+def server_user() -> pwd.struct_passwd | None:
     """PostgreSQL refuses to run as root: then it runs as the user postgres. Otherwise as whoever we are."""
     if os.geteuid() != 0:
         return None

@@ -21,6 +21,9 @@ libssl-dev:/usr/include/openssl/ssl.h
 libc6-dbg:/usr/share/doc/libc6-dbg
 python3-pip:/usr/share/doc/python3-pip
 python3-pytest:/usr/share/doc/python3-pytest
+krb5-kdc:/usr/sbin/krb5kdc
+krb5-admin-server:/usr/sbin/kadmin.local
+krb5-user:kinit
 npm:npm'
 
 present() {
