@@ -14,7 +14,6 @@ from typing import Callable
 
 import pytest
 
-import peers
 from certs import Certs
 from hostile import CancelConnection, Proxy, Run, Script
 from server import Postgres, conninfo
@@ -31,8 +30,6 @@ TRANSPORTS = {
     "tls6": ("15", "tls", "tcp6"),
     "tls18": ("18", "tls", "tcp4"),
     "direct18": ("18", "direct", "tcp4"),
-    # Servers that are started for test_servers.py only.
-    **{f"tls{major}": (str(major), "tls", "tcp4") for major in peers.EMBEDDED if major != 18},
 }
 
 # The libpq below pqcancel: Debian's own, and the oracle's, for what only that knows.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+import comparison
 import peers
 from comparison import Laboratory, Scenario, compare
 from server import Postgres
@@ -13,7 +14,8 @@ MAJORS = [major for major in peers.EMBEDDED if major != 18]
 
 
 @pytest.mark.parametrize("major", MAJORS)
-def test_same_as_libpq18(laboratory, certs, tmp_path, major):
+def test_same_as_libpq18(laboratory, certs, tmp_path, monkeypatch, major):
+    monkeypatch.setitem(comparison.TRANSPORTS, f"tls{major}", (str(major), "tls", "tcp4"))
     # Abstract Unix sockets came with 14.
     with Postgres(peers.postgres(major), certs, settings={"unix_socket_directories": ""}) as server:
         only = Laboratory(certs, {str(major): server}, laboratory.build, laboratory.oracle, laboratory.library)
