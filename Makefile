@@ -17,7 +17,7 @@ LIBRARY := target/release/libpqcancel.so
 # rustup puts cargo here; a fresh login shell may not have looked yet.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-.PHONY: all build header check test unit-test c-test demo setup-build setup-test clean
+.PHONY: all build header check test unit-test c-test fuzz demo setup-build setup-test clean
 
 all: build
 
@@ -41,6 +41,12 @@ unit-test:
 
 c-test: build
 	$(PYTHON) -m pytest c-tests -q
+
+# Needs a nightly Rust and cargo-fuzz; a minute for each target.
+fuzz:
+	cd fuzz && for target in machine tls sockaddr; do \
+	    $(CARGO) +nightly fuzz run $$target -- -max_total_time=60 || exit 1; \
+	done
 
 test: setup-test
 	$(MAKE) build check unit-test c-test
