@@ -14,22 +14,29 @@
 
 #include <signal.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
-#define WATCHDOG_SECONDS 60
+#define WATCHDOG_SECONDS 120
 
 int
 main(int argc, char **argv)
 {
+	const struct scenario *scenario = scenarios;
 	struct context context;
 	struct sigaction action;
 
 	if (argc < 3 || argc > 4)
 		die("usage: driver CONNINFO SCENARIO [NUMBER]");
+	while (scenario->name && strcmp(scenario->name, argv[2]) != 0)
+		scenario++;
+	if (!scenario->name)
+		die("no scenario %s", argv[2]);
 	/* Whatever hangs is killed by the signal; a write to a closed socket too, unless the library prevents SIGPIPE. */
 	signal(SIGALRM, SIG_DFL);
 	signal(SIGPIPE, SIG_DFL);
 	alarm(WATCHDOG_SECONDS);
+	before_session(argv[2]);
 	context.conninfo = argv[1];
 	context.number = argc > 3 ? atoi(argv[3]) : 0;
 	context.session = connect_session(argv[1]);
@@ -37,7 +44,7 @@ main(int argc, char **argv)
 		die("session: %s", PQerrorMessage(context.session));
 	say("session: ssl=%d", PQsslInUse(context.session));
 	gate("session");
-	run_scenario(argv[2], &context);
+	scenario->run(&context);
 	if (context.session)
 		PQfinish(context.session);
 	if (sigaction(SIGPIPE, NULL, &action) < 0 || action.sa_handler != SIG_DFL)

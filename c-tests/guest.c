@@ -1,11 +1,11 @@
 /*
  * What a cancel does to the process around it: descriptors, memory, signals, standard output, passphrases.
  *
- *     guest CONNINFO SCENARIO [NUMBER]
- *
- * Prints what it finds in the driver's way (transcript.h), so that it can be compared with libpq 18 where that makes sense.
+ * A table of scenarios for driver.c, in the place of scenarios.c. Prints what it finds in the driver's way (transcript.h),
+ * so that it can be compared with libpq 18 where that makes sense.
  */
 #define _GNU_SOURCE
+#include "scenarios.h"
 #include "transcript.h"
 
 #include <errno.h>
@@ -24,15 +24,6 @@
 #include <unistd.h>
 
 #include "process_state.h"
-
-#define WATCHDOG_SECONDS 120
-
-struct context
-{
-	const char *conninfo;
-	PGconn	   *session;
-	int			number;
-};
 
 /* Polls to the end, without a word, since it is done a thousand times. */
 static bool
@@ -233,6 +224,7 @@ run_state(struct context *context)
 	say("delivered: %s", delivered == 3 ? "all" : delivered == 0 ? "none" : "some");
 	say("state: %s", strcmp(before, after) == 0 ? "as before" : "changed");
 	say_difference(before, after);
+	signal(SIGPIPE, SIG_DFL);	/* unusual no more: driver.c looks at it in the end */
 }
 
 /* Nothing may be written to standard output or error, whatever goes wrong. */
@@ -327,9 +319,9 @@ run_blocking(struct context *context)
 	finish(cancel);
 }
 
-/* Before the session, because the session needs them, too. */
-static void
-set_hook(const char *scenario)
+/* Sets the passphrase hooks. */
+void
+before_session(const char *scenario)
 {
 	hook_answer = getenv("DRIVER_PASSPHRASE");
 	if (strncmp(scenario, "hook-", 5) == 0)
@@ -338,11 +330,7 @@ set_hook(const char *scenario)
 		PQsetSSLKeyPassHook_OpenSSL(PQdefaultSSLKeyPassHook_OpenSSL);
 }
 
-static const struct scenario
-{
-	const char *name;
-	void		(*run) (struct context *context);
-}			scenarios[] = {
+const struct scenario scenarios[] = {
 	{"descriptors", run_descriptors},
 	{"memory", run_memory},
 	{"exhausted", run_exhausted},
@@ -355,32 +343,5 @@ static const struct scenario
 	{"hook-blocking", run_hook_blocking},
 	{"default-hook", run_blocking},
 	{"blocking", run_blocking},
+	{NULL, NULL},
 };
-
-int
-main(int argc, char **argv)
-{
-	struct context context;
-
-	if (argc < 3 || argc > 4)
-		die("usage: guest CONNINFO SCENARIO [NUMBER]");
-	signal(SIGALRM, SIG_DFL);
-	signal(SIGPIPE, SIG_DFL);
-	alarm(WATCHDOG_SECONDS);
-	set_hook(argv[2]);
-	context.conninfo = argv[1];
-	context.number = argc > 3 ? atoi(argv[3]) : 0;
-	context.session = PQconnectdb(argv[1]);
-	if (PQstatus(context.session) != CONNECTION_OK)
-		die("session: %s", PQerrorMessage(context.session));
-	say("session: ssl=%d", PQsslInUse(context.session));
-	gate("session");
-	for (size_t i = 0; i < sizeof(scenarios) / sizeof(scenarios[0]); i++)
-		if (strcmp(scenarios[i].name, argv[2]) == 0)
-		{
-			scenarios[i].run(&context);
-			PQfinish(context.session);
-			return 0;
-		}
-	die("no scenario %s", argv[2]);
-}

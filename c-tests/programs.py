@@ -49,7 +49,7 @@ def build(directory: Path, sources: tuple[str, ...], *libraries: str, oracle: bo
 
 
 def build_guest() -> Path:
-    return build(BUILD / "guest", ("guest.c", "process_state.c", "transcript.c"), "-lm")
+    return build(BUILD / "guest", ("driver.c", "guest.c", "process_state.c", "session.c", "transcript.c"), "-lm")
 
 
 def laboratory_of(directory: Path, certs, servers) -> Laboratory:

@@ -392,11 +392,13 @@ run_query(struct context *context)
 	PQfinish(monitor);
 }
 
-static const struct scenario
+void
+before_session(const char *scenario)
 {
-	const char *name;
-	void		(*run) (struct context *context);
-}			scenarios[] = {
+	(void) scenario;
+}
+
+const struct scenario scenarios[] = {
 	{"blocking", run_blocking},
 	{"polled", run_polled},
 	{"polled-too-early", run_polled_too_early},
@@ -419,16 +421,5 @@ static const struct scenario
 	{"many-descriptors", run_many_descriptors},
 	{"timed", run_timed},
 	{"query", run_query},
+	{NULL, NULL},
 };
-
-void
-run_scenario(const char *name, struct context *context)
-{
-	for (size_t i = 0; i < sizeof(scenarios) / sizeof(scenarios[0]); i++)
-		if (strcmp(scenarios[i].name, name) == 0)
-		{
-			scenarios[i].run(context);
-			return;
-		}
-	die("no scenario %s", name);
-}

@@ -1,5 +1,5 @@
 /*
- * The driver's scenarios, and what they need of its main program.
+ * What a program of scenarios consists of.
  */
 #ifndef SCENARIOS_H
 #define SCENARIOS_H
@@ -13,7 +13,16 @@ struct context
 	int			number;
 };
 
-/* Runs the scenario of that name; dies if there is none. */
-void		run_scenario(const char *name, struct context *context);
+struct scenario
+{
+	const char *name;
+	void		(*run) (struct context *context);
+};
+
+/* A program is driver.c's main() and one table: scenarios.c's or guest.c's. The last entry has no name. */
+extern const struct scenario scenarios[];
+
+/* Called before the session is made, for what the session needs, too. */
+void		before_session(const char *scenario);
 
 #endif
