@@ -165,6 +165,8 @@ mod tests {
             Address::from_sockaddr(&name),
             Some(Address::UnixAbstract(b"pg/.s.PGSQL.5432".to_vec()))
         );
+        assert!(Address::from_sockaddr(&name).is_some_and(|address| address.is_local()));
+        assert!(Address::from_sockaddr(&path).is_some_and(|address| address.is_local()));
         assert_eq!(Address::from_sockaddr(&[9, 9, 0, 0]), None);
     }
 }
