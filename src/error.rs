@@ -81,7 +81,7 @@ impl Error {
 }
 
 /// libpq's ALL_CONNECTION_FAILURE_ERRNOS.
-pub fn is_connection_failure(errno: Errno) -> bool {
+fn is_connection_failure(errno: Errno) -> bool {
     matches!(
         errno,
         Errno::EPIPE

@@ -27,7 +27,7 @@ const PID: usize = 136;
 const KEY: usize = 140;
 const KEY_END: usize = 144;
 
-/// `int32 cancel_pkt_len`, `char cancel_req[]`, libpq 18.
+/// `int32 cancel_pkt_len`, `char cancel_req[]`, libpq 18. Before the key: length, code, PID.
 const PACKET: usize = 160;
 const PACKET_HEAD: usize = 12;
 
@@ -45,7 +45,8 @@ pub struct CancelSecret {
 }
 
 impl CancelSecret {
-    /// Reads a block of the host's PQgetCancel, and wipes the key in it.
+    /// Reads a block of the host's PQgetCancel for a session with this backend PID, which is not 0
+    /// (such a session has no key), and wipes the key in it.
     ///
     /// # Safety
     ///
@@ -93,9 +94,6 @@ fn request_from_fields(head: &mut [u8], backend_pid: i32) -> Result<CancelReques
     if pid != backend_pid {
         return Err(Mismatch::Layout);
     }
-    if pid == 0 && key == 0 {
-        return Err(Mismatch::NoKey);
-    }
     CancelRequest::new(pid, &key.to_be_bytes()).ok_or(Mismatch::Layout)
 }
 
@@ -113,7 +111,7 @@ unsafe fn request_from_packet(
     if length == 0 {
         return Err(Mismatch::NoKey);
     }
-    let key_length = length.checked_sub(4 + PACKET_HEAD - 4).ok_or(Mismatch::Layout)?;
+    let key_length = length.checked_sub(PACKET_HEAD).ok_or(Mismatch::Layout)?;
     if !CANCEL_KEY_LENGTHS.contains(&key_length) {
         return Err(Mismatch::Layout);
     }

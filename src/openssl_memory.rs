@@ -1,4 +1,4 @@
-//! OpenSSL reports a failed allocation properly, except at three moments: while it initializes
+//! OpenSSL reports a failed allocation properly, except at two moments: while it initializes
 //! itself it may hang or remember the failure for ever, and while a thread has no error state yet
 //! it recurses until the stack ends. At these moments its allocations do not fail: a reserve of
 //! their own stands behind them. (Only the private OpenSSL's. The system's is the host's.)
@@ -33,10 +33,7 @@ pub(crate) fn call_openssl<T>(body: impl FnOnce() -> T) -> T {
     // Makes the thread's error state. With `OPENSSL=system` the queue is the host's, too, and its
     // old entries would be taken for answers to our calls, as libpq knows.
     drop(ErrorStack::get());
-    if INITIALIZED.load(Ordering::Relaxed) {
-        drop(shelter);
-        return body();
-    }
+    let _shelter = (!INITIALIZED.load(Ordering::Relaxed)).then_some(shelter);
     body()
 }
 

@@ -10,7 +10,6 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::UnsafeCell;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-/// Far more than one call needs at a time. Untouched, it costs address space only.
 #[global_allocator]
 static ALLOCATOR: Allocator = Allocator(Arena::new());
 
@@ -99,7 +98,8 @@ impl<const SIZE: usize> Arena<SIZE> {
     }
 }
 
-/// The system's allocator, and the reserve behind it.
+/// The system's allocator, and the reserve behind it: far more than one call needs at a time.
+/// Untouched, it costs address space only.
 struct Allocator(Arena<{ 256 * 1024 }>);
 
 // SAFETY: every block comes from the system's allocator or, by `take`, is a part of the reserve
