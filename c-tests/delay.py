@@ -11,9 +11,11 @@ import threading
 import time
 from dataclasses import dataclass, field
 
+from hostile import Recording
+
 
 @dataclass
-class Conversation:
+class Conversation(Recording):
     """One connection, as it looked half-way."""
 
     wire: list[tuple[str, bytes]] = field(default_factory=list)  # (">" or "<", bytes); no bytes: closed
@@ -35,14 +37,6 @@ class Conversation:
     def round_trips(self) -> int:
         """The TCP handshake is one more. After the last turn the client waits for the server to close."""
         return 1 + self.turns
-
-    @property
-    def sent_by_server(self) -> bytes:
-        return b"".join(data for direction, data in self.wire if direction == "<")
-
-    @property
-    def sent_by_client(self) -> bytes:
-        return b"".join(data for direction, data in self.wire if direction == ">")
 
 
 class DelayingProxy:

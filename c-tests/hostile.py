@@ -26,13 +26,10 @@ DEADLINE = 15  # seconds; no script may wait longer
 SSL_REQUEST = struct.pack("!II", 8, 80877103)
 
 
-class CancelConnection:
-    """One cancel connection, as its script sees it. A client that goes away ends the script with EOFError."""
+class Recording:
+    """What went over the wire: (">" from the client or "<" to it, bytes), in order."""
 
-    def __init__(self, run: "Run", sock: socket.socket, number: int):
-        self.run, self.sock, self.number = run, sock, number
-        self.wire: list[tuple[str, bytes]] = []  # (">" from the client or "<" to it, bytes)
-        self.peer_certificate: bytes | None = None  # what the client showed in TLS, DER
+    wire: list[tuple[str, bytes]]
 
     @property
     def sent_by_client(self) -> bytes:
@@ -41,6 +38,15 @@ class CancelConnection:
     @property
     def sent_by_server(self) -> bytes:
         return b"".join(data for direction, data in self.wire if direction == "<")
+
+
+class CancelConnection(Recording):
+    """One cancel connection, as its script sees it. A client that goes away ends the script with EOFError."""
+
+    def __init__(self, run: "Run", sock: socket.socket, number: int):
+        self.run, self.sock, self.number = run, sock, number
+        self.wire = []
+        self.peer_certificate: bytes | None = None  # what the client showed in TLS, DER
 
     def receive_some(self, size: int = 65536) -> bytes:
         """What has arrived, at least one byte."""

@@ -1,4 +1,8 @@
-"""C programs of the tests beyond the driver: compiled once for each run, and run under a Laboratory like the driver."""
+"""C programs of the tests: compiled once for each run, and run under a Laboratory.
+
+PQCANCEL_LIB names the library under test, PQCANCEL_INCLUDE the directory of pqcancel.h, PQCANCEL_BUILD where the programs
+are compiled.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,13 @@ from pathlib import Path
 
 import peers
 from comparison import TRANSPORTS, Laboratory, Outcome, Scenario
-from conftest import BUILD, INCLUDE, LIBRARY, SOURCES
 from hostile import CancelConnection, Script
 import wire
+
+LIBRARY = Path(os.environ.get("PQCANCEL_LIB", peers.ROOT / "target" / "release" / "libpqcancel.so")).absolute()
+INCLUDE = Path(os.environ.get("PQCANCEL_INCLUDE", peers.ROOT / "include")).absolute()
+BUILD = Path(os.environ.get("PQCANCEL_BUILD", peers.ROOT / "target" / "c-tests")).absolute()
+SOURCES = Path(__file__).resolve().parent
 
 WARNINGS = ["-Wall", "-Wextra", "-Werror"]
 
@@ -37,15 +45,20 @@ def cc(output: Path, *arguments) -> Path:
 
 
 def build(directory: Path, sources: tuple[str, ...], *libraries: str, oracle: bool = True) -> Path:
-    """Makes a program twice, over pqcancel and over libpq 18, under the names that a Laboratory starts."""
+    """Makes a program twice, over pqcancel and over libpq 18, from the same object files, under the names that a Laboratory
+    starts."""
     directory.mkdir(parents=True, exist_ok=True)
-    paths = [SOURCES / source for source in sources]
+    objects = [cc(directory / Path(source).with_suffix(".o"), "-c", SOURCES / source) for source in sources]
     undefined = "-Wl,--allow-shlib-undefined"
-    cc(directory / "driver-pqcancel", *paths, f"-L{library_directory()}", "-lpqcancel", *pkg_config("--libs", "libpq"),
+    cc(directory / "driver-pqcancel", *objects, f"-L{library_directory()}", "-lpqcancel", *pkg_config("--libs", "libpq"),
        *libraries, undefined)
     if oracle:
-        cc(directory / "driver-libpq18", *paths, f"-L{peers.libpq18()}", "-lpq", *libraries, undefined)
+        cc(directory / "driver-libpq18", *objects, f"-L{peers.libpq18()}", "-lpq", *libraries, undefined)
     return directory
+
+
+def build_driver() -> Path:
+    return build(BUILD / "driver", ("driver.c", "scenarios.c", "session.c", "transcript.c"))
 
 
 def build_guest() -> Path:

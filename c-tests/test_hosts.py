@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-
 import pytest
 
 import peers
-from test_real import conninfo
+from test_real import run_driver
 
 KNOWN = [13, 14, 16, 17, 18]  # Debian's, and the oracle's 18, are in every other test
 
@@ -16,14 +14,7 @@ def run(laboratory, tmp_path, major, transport, scenario):
     """driver-pqcancel with the libpq of this version, against Debian's server."""
     server = laboratory.servers["15"]
     libraries = [laboratory.build, laboratory.library.parent, peers.postgres(major) / "lib"]
-    environment = {
-        "HOME": str(tmp_path),
-        "LC_ALL": "C",
-        "LD_LIBRARY_PATH": ":".join(map(str, libraries)),
-        "DRIVER_MONITOR": server.conninfo(sslmode="disable"),
-    }
-    command = [laboratory.build / "driver-pqcancel", conninfo(server, laboratory.certs, transport), scenario, "1"]
-    return subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=70)
+    return run_driver(laboratory, server, libraries, tmp_path, transport, scenario, 1)
 
 
 @pytest.mark.parametrize("transport", ["tcp4", "unix", "verify-full"])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import programs
-from conftest import INCLUDE, LIBRARY
+from programs import INCLUDE, LIBRARY
 
 EXPORTS = [
     "PQcancelBlocking", "PQcancelCreate", "PQcancelErrorMessage", "PQcancelFinish", "PQcancelPoll", "PQcancelReset",

@@ -11,7 +11,7 @@ import pytest
 import programs
 import scripts
 from comparison import Scenario
-from conftest import BUILD, SOURCES
+from programs import BUILD, SOURCES
 from hostile import CancelConnection
 from programs import always_closed
 from scripts import close, reset, tls_context

@@ -13,7 +13,7 @@ import programs
 import scripts
 from certs import PASSPHRASE
 from comparison import HOSTS, Scenario, compare
-from conftest import BUILD
+from programs import BUILD
 from programs import always_closed
 from scripts import close, tls_context
 

@@ -23,6 +23,18 @@ def conninfo(server, certs, transport):
     return server.conninfo(**options[transport])
 
 
+def run_driver(laboratory, server, libraries, home, transport, scenario, number):
+    """driver-pqcancel over these libraries, straight to the server."""
+    environment = {
+        "HOME": str(home),
+        "LC_ALL": "C",
+        "LD_LIBRARY_PATH": ":".join(map(str, libraries)),
+        "DRIVER_MONITOR": server.conninfo(sslmode="disable"),
+    }
+    command = [laboratory.build / "driver-pqcancel", conninfo(server, laboratory.certs, transport), scenario, str(number)]
+    return subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=70)
+
+
 @pytest.mark.parametrize("polled", [0, 1], ids=["blocking", "polled"])
 @pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize("version", ["15", "18"])
@@ -31,14 +43,7 @@ def test_query_is_cancelled(laboratory, tmp_path, host, version, transport, poll
     if transport == "direct" and (host, version) != ("18", "18"):
         pytest.skip("direct TLS came with PostgreSQL 17, in libpq and in the server")
     server = laboratory.servers[version]
-    environment = {
-        "HOME": str(tmp_path),
-        "LC_ALL": "C",
-        "LD_LIBRARY_PATH": ":".join(map(str, laboratory.libraries(host))),
-        "DRIVER_MONITOR": server.conninfo(sslmode="disable"),
-    }
-    command = [laboratory.build / "driver-pqcancel", conninfo(server, laboratory.certs, transport), "query", str(polled)]
-    result = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=70)
+    result = run_driver(laboratory, server, laboratory.libraries(host), tmp_path, transport, "query", polled)
     assert result.returncode == 0, result
     encrypted = transport in ("prefer", "verify-full", "direct")
     assert f"session: ssl={int(encrypted)}\n" in result.stdout

@@ -11,7 +11,7 @@ import pytest
 import peers
 import programs
 import wire
-from conftest import BUILD
+from programs import BUILD
 from delay import DelayingProxy
 from server import Postgres
 
