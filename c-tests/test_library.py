@@ -13,8 +13,8 @@ import programs
 from programs import INCLUDE, LIBRARY
 
 EXPORTS = [
-    "PQcancelBlocking", "PQcancelCreate", "PQcancelErrorMessage", "PQcancelFinish", "PQcancelPoll", "PQcancelReset",
-    "PQcancelSocket", "PQcancelStart", "PQcancelStatus",
+    "PQcancel", "PQcancelBlocking", "PQcancelCreate", "PQcancelErrorMessage", "PQcancelFinish", "PQcancelPoll",
+    "PQcancelReset", "PQcancelSocket", "PQcancelStart", "PQcancelStatus", "PQfreeCancel", "PQgetCancel", "PQrequestCancel",
 ]
 
 # libgcc_s carries the unwinder that Rust's panic guard needs.
@@ -24,10 +24,11 @@ MAY_NEED = {"libc.so.6", "libgcc_s.so.1", "ld-linux-x86-64.so.2", "ld-linux-aarc
 # keeping argc and argv. Neither allocates, and nothing of ours or of OpenSSL's is among them.
 CONSTRUCTORS = [r"frame_dummy", r".*ARGV_INIT_ARRAY.*init_wrapper"]
 
-# Functions that change the host process or bypass what a preload is meant to see.
+# Functions that change the host process or bypass what a preload is meant to see. (pthread_sigmask is not among them: the
+# mask is changed while the courier is made, and put back.)
 MUST_NOT_CALL = {
     "exit", "_exit", "quick_exit", "fork", "vfork", "execve", "execvp", "system", "popen", "dup2", "umask", "chdir",
-    "setenv", "unsetenv", "putenv", "setlocale", "sigprocmask", "pthread_sigmask", "raise", "kill", "printf", "puts",
+    "setenv", "unsetenv", "putenv", "setlocale", "sigprocmask", "raise", "kill", "printf", "puts",
     "putchar", "getaddrinfo", "gethostbyname", "alarm", "setitimer", "sleep", "usleep", "getpwuid",
 }
 

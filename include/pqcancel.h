@@ -2,10 +2,11 @@
  * pqcancel.h: encrypted, non-blocking PostgreSQL query cancellation for any libpq.
  *
  * Include it after or instead of libpq-fe.h and link with -lpqcancel in front of -lpq. The
- * functions are those of libpq 17 and 18, chapter "Canceling Queries in Progress".
+ * functions are those of libpq 17 and 18, chapter "Canceling Queries in Progress", and the older
+ * ones, made safe: PQgetCancel(), PQcancel(), PQfreeCancel(), PQrequestCancel().
  *
  * Threads: different objects may be used by different threads at once; one object by one
- * thread at a time, as in libpq. Signals: nothing here may be called from a signal handler.
+ * thread at a time, as in libpq. Signals: only PQcancel() may be called from a signal handler.
  *
  * This file is generated from src/ffi.rs. Do not edit it; run `make header`.
  */
@@ -132,6 +133,58 @@ void PQcancelReset(PGcancelConn *cancelConn);
  * Thread rule: one thread, and no use afterwards. Not for signal handlers.
  */
 void PQcancelFinish(PGcancelConn *cancelConn);
+
+/**
+ * Make a PGcancel for the session `conn`, as PQgetCancel() of libpq: what PQcancel() needs, so that
+ * it can be called from another thread or from a signal handler. To be freed with PQfreeCancel().
+ *
+ * How the session is protected is decided now, as by PQcancelCreate(). For a session over TLS the
+ * first call in a process starts a thread, which has all signals blocked; for one in plaintext
+ * nothing is started. Called again for the same session, it costs about a microsecond.
+ *
+ * Returns NULL if `conn` is NULL or closed, or when out of memory. Where else the session cannot be
+ * cancelled (no key from the server, an unknown libpq), PQcancel() fails and tells why.
+ *
+ * Thread rule: no other thread may use `conn` during the call. Not for signal handlers.
+ */
+PGcancel *PQgetCancel(PGconn *conn);
+
+/**
+ * Cancel what the session is doing, as PQcancel() of libpq, and wait until the server has taken the
+ * request.
+ *
+ * A session in plaintext is cancelled by system calls, for as long as they take, as in libpq. For
+ * one over TLS the request is encrypted exactly as by PQcancelBlocking(), by the thread that
+ * PQgetCancel() started; it takes no longer than the session's connect_timeout, or if there is
+ * none, PQCANCEL_TIMEOUT or 10 seconds. If that thread cannot go on, because the program was
+ * interrupted while it held a lock (malloc's, say), PQcancel() fails after about half a second.
+ * What has failed is not sent any more, and nothing is ever sent in plaintext instead.
+ *
+ * Returns 1 if the request was sent, which does not mean that it had an effect. Returns 0 if not:
+ * `errbuf`, a buffer of `errbufsize` bytes (256 are recommended), then holds the reason; it is
+ * not changed otherwise. errno is kept.
+ *
+ * Thread rule: any thread, several at once. Signal rule: may be called from a signal handler.
+ */
+int PQcancel(PGcancel *cancel, char *errbuf, int errbufsize);
+
+/**
+ * Free a PGcancel, as PQfreeCancel() of libpq. NULL is ignored.
+ *
+ * Thread rule: one thread, and no use afterwards. Not for signal handlers.
+ */
+void PQfreeCancel(PGcancel *cancel);
+
+/**
+ * Cancel what the session is doing, as the deprecated PQrequestCancel() of libpq: PQgetCancel(),
+ * PQcancel() and PQfreeCancel() in one.
+ *
+ * Returns 1 if the request was sent. Returns 0 if not: PQerrorMessage(conn) then tells why, cut off
+ * at the size of that buffer.
+ *
+ * Thread rule: no other thread may use `conn` during the call. Not for signal handlers.
+ */
+int PQrequestCancel(PGconn *conn);
 
 #ifdef __cplusplus
 }  // extern "C"

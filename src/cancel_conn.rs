@@ -2,6 +2,7 @@
 //! (poll) or to the end (blocking), as often as it is reset. Where it stops between two polls,
 //! what its message says at each moment and when its socket closes are libpq 18's.
 
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -12,6 +13,7 @@ use crate::reserve;
 use crate::socket::{Connecting, Direction, Socket, Waited};
 use crate::target::{Protection, Target};
 use crate::tls::Tls;
+use crate::trace;
 
 /// What the caller of a poll has to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,8 +83,8 @@ impl CancelConn {
     }
 
     /// Its socket's descriptor, if it has one.
-    pub fn socket(&self) -> Option<i32> {
-        Some(self.delivery.as_ref()?.link.as_ref()?.socket().as_raw_fd())
+    pub fn socket(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.delivery.as_ref()?.link.as_ref()?.socket().as_fd())
     }
 
     /// The latest message.
@@ -93,49 +95,60 @@ impl CancelConn {
     /// Begins to connect. False if that failed.
     pub fn start(&mut self) -> bool {
         match self.status() {
-            Status::Allocated => {}
-            Status::Bad => return false,
-            _ => {
-                self.fail(&Error::AlreadyStarted);
-                return false;
-            }
+            Status::Bad => false,
+            _ => self.try_start(&|| true).is_ok(),
+        }
+    }
+
+    /// The same, with the reason; nothing of the request leaves without permit.
+    pub fn try_start(&mut self, permit: &dyn Fn() -> bool) -> Result<(), Error> {
+        if self.status() != Status::Allocated {
+            self.fail(&Error::AlreadyStarted);
+            return Err(Error::AlreadyStarted);
         }
         let Some(delivery) = &mut self.delivery else {
             self.status_without = Status::Bad;
-            return false;
+            return Err(Error::InvalidState);
         };
-        match delivery.start(&mut self.message) {
-            Ok(()) => true,
-            Err(error) => {
-                self.fail(&error);
-                // The caller cannot have seen the socket yet.
-                self.close();
-                false
-            }
-        }
+        let started = delivery.start(&mut self.message, permit);
+        self.trace(|| self.status().name().to_owned());
+        started.inspect_err(|error| {
+            self.fail(error);
+            // The caller cannot have seen the socket yet.
+            self.close();
+        })
     }
 
     /// Goes on as far as it can without waiting.
     pub fn poll(&mut self) -> Polling {
         match self.status() {
-            Status::Ok => return Polling::Ok,
-            Status::Bad => return Polling::Failed,
-            _ => {}
+            Status::Ok => Polling::Ok,
+            Status::Bad => Polling::Failed,
+            _ => self.try_poll(&|| true).unwrap_or(Polling::Failed),
         }
-        let result =
-            self.delivery.as_mut().map_or(Err(Error::InvalidState), |delivery| delivery.advance());
-        match result {
-            Ok(Polling::Ok) => {
-                self.close();
-                self.message.clear();
-                Polling::Ok
-            }
-            Ok(polling) => polling,
-            Err(error) => {
-                self.fail(&error);
-                Polling::Failed
-            }
+    }
+
+    /// The same, with the reason; nothing of the request leaves without permit.
+    pub fn try_poll(&mut self, permit: &dyn Fn() -> bool) -> Result<Polling, Error> {
+        let before = self.status();
+        let delivery = self.delivery.as_mut().ok_or(Error::InvalidState)?;
+        let polling = delivery.advance(permit).inspect_err(|error| self.fail(error))?;
+        if self.status() != before {
+            self.trace(|| self.status().name().to_owned());
         }
+        if polling == Polling::Ok {
+            self.close();
+            self.message.clear();
+        }
+        Ok(polling)
+    }
+
+    /// Whether the request has left, and only the server's answer to it is waited for.
+    pub fn has_sent(&self) -> bool {
+        self.delivery.as_ref().is_some_and(|delivery| {
+            delivery.machine.status() == Status::AwaitingResponse
+                && delivery.link.as_ref().is_some_and(Link::has_sent_all)
+        })
     }
 
     /// Delivers the request, waiting as long as connect_timeout allows. False if that failed.
@@ -195,6 +208,7 @@ impl CancelConn {
     /// Makes it bad, with a reason. The socket stays open for the caller to let go of, unless
     /// libpq would close it.
     pub fn fail(&mut self, error: &Error) {
+        self.trace(|| format!("failed: {error}"));
         self.message.append_error(error);
         self.status_without = Status::Bad;
         if let Some(delivery) = &mut self.delivery {
@@ -214,6 +228,16 @@ impl CancelConn {
         }
     }
 
+    fn trace(&self, text: impl FnOnce() -> String) {
+        let Some(delivery) = &self.delivery else {
+            return;
+        };
+        let target = &delivery.target;
+        let server = target.failure_prefix.trim_end_matches(" failed: ");
+        let pid = target.request.backend_pid();
+        trace::step(|| format!("{server}, backend {pid}: {}", text()));
+    }
+
     fn close(&mut self) {
         if let Some(delivery) = &mut self.delivery {
             delivery.link = None;
@@ -222,7 +246,11 @@ impl CancelConn {
 }
 
 impl Delivery {
-    fn start(&mut self, message: &mut ErrorMessage) -> Result<(), Error> {
+    fn start(
+        &mut self,
+        message: &mut ErrorMessage,
+        permit: &dyn Fn() -> bool,
+    ) -> Result<(), Error> {
         self.shortages = reserve::shortages();
         let target = &self.target;
         let opened = Socket::open(&target.address);
@@ -235,15 +263,15 @@ impl Delivery {
         self.link = Some(Link::new(socket));
         self.machine.start();
         if connecting == Connecting::Finished {
-            self.advance()?;
+            self.advance(permit)?;
         }
         Ok(())
     }
 
     /// Brings about what the machine wants until it yields or the socket has to be waited for.
-    fn advance(&mut self) -> Result<Polling, Error> {
+    fn advance(&mut self, permit: &dyn Fn() -> bool) -> Result<Polling, Error> {
         loop {
-            let turn = match self.step()? {
+            let turn = match self.step(permit)? {
                 Step::Done(turn) => turn,
                 Step::Blocked(direction) => return Ok(direction.into()),
             };
@@ -253,7 +281,7 @@ impl Delivery {
                     // What is buffered already would never make the socket readable.
                     Want::Receive if self.has_unread() => {}
                     Want::Receive => return Ok(Polling::Reading),
-                    Want::Connect | Want::Send(_) | Want::Handshake => return Ok(Polling::Writing),
+                    _ => return Ok(Polling::Writing),
                 }
             }
         }
@@ -264,7 +292,7 @@ impl Delivery {
     }
 
     /// One thing that the machine wants.
-    fn step(&mut self) -> Result<Step<Turn>, Error> {
+    fn step(&mut self, permit: &dyn Fn() -> bool) -> Result<Step<Turn>, Error> {
         let target = &self.target;
         let Some(link) = &mut self.link else {
             return Err(Error::InvalidState);
@@ -280,10 +308,14 @@ impl Delivery {
                 Event::Connected
             }
             // The call will be reported as failed, so nothing may go out any more.
-            Want::Send(_) if reserve::shortages() != self.shortages => {
+            Want::Send(_) | Want::Request(_) if reserve::shortages() != self.shortages => {
                 return Err(Error::OutOfMemory);
             }
-            Want::Send(bytes) => match link.send(bytes)? {
+            Want::Send(bytes) => match link.send(bytes, &|| true)? {
+                Step::Done(()) => Event::Sent,
+                Step::Blocked(direction) => return Ok(Step::Blocked(direction)),
+            },
+            Want::Request(request) => match link.send(request, permit)? {
                 Step::Done(()) => Event::Sent,
                 Step::Blocked(direction) => return Ok(Step::Blocked(direction)),
             },

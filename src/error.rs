@@ -29,6 +29,7 @@ pub enum Error {
     // of the caller
     AlreadyStarted,
     InvalidState,
+    Withdrawn,
     Panicked,
     OutOfMemory,
     // of the socket
@@ -76,6 +77,25 @@ impl Error {
                 is_connection_failure(*errno)
             }
             _ => false,
+        }
+    }
+}
+
+/// The same for the error buffer of `PQcancel`: its words for what libpq's own can meet, where an
+/// error number stands for strerror, and the usual ones for the rest.
+pub struct ForPQcancel<'a>(pub &'a Error);
+
+impl Display for ForPQcancel<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PQcancel() -- ")?;
+        match self.0 {
+            Error::Socket(e) => write!(f, "socket() failed: error {}", *e as i32),
+            Error::SetSockOpt { option, errno } => {
+                write!(f, "setsockopt({option}) failed: error {}", *errno as i32)
+            }
+            Error::Connect { errno, .. } => write!(f, "connect() failed: error {}", *errno as i32),
+            Error::Send(e) => write!(f, "send() failed: error {}", *e as i32),
+            error => error.fmt(f),
         }
     }
 }
@@ -129,6 +149,7 @@ impl Display for Error {
             Error::InvalidState => {
                 f.write_str("invalid connection state, probably indicative of memory corruption")
             }
+            Error::Withdrawn => f.write_str("the request was given up"),
             Error::Panicked => f.write_str("pqcancel: internal error"),
             Error::OutOfMemory => f.write_str("out of memory"),
             Error::SslRefused
@@ -338,5 +359,14 @@ mod tests {
             "Connection refused\n\tIs the server running on that host and accepting TCP/IP connections?"
         );
         assert_eq!(Error::Send(Errno::EPIPE).to_string(), SERVER_CLOSED);
+    }
+
+    #[test]
+    fn pqcancel_says_what_libpqs_own_says() {
+        let text = |error: &Error| ForPQcancel(error).to_string();
+        let refused = Error::Connect { errno: Errno::ECONNREFUSED, local: false };
+        assert_eq!(text(&refused), "PQcancel() -- connect() failed: error 111");
+        assert_eq!(text(&Error::Socket(Errno::EMFILE)), "PQcancel() -- socket() failed: error 24");
+        assert_eq!(text(&Error::TimeoutExpired), "PQcancel() -- timeout expired");
     }
 }

@@ -8,19 +8,24 @@
 #![allow(unsafe_code)]
 
 use std::ffi::{c_char, c_int, c_void};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
-use std::sync::{Arc, Once};
+use std::sync::Arc;
 
 use crate::abi::{CONNECTION_BAD, ConnStatusType, PGRES_POLLING_FAILED, PostgresPollingStatusType};
 use crate::cancel_conn::CancelConn;
 use crate::error::Error;
-use crate::host::{Host, PGconn, Session};
-use crate::reserve;
+use crate::guard::{attempt, catch};
+use crate::host::{Host, PGconn, Session, pg_cancel};
+use crate::settings::settings;
 use crate::target::Target;
+use crate::{legacy, signal_safe};
 
 /// The C type is opaque; behind it is this.
 pub type PGcancelConn = CancelConn;
+
+/// The C type is opaque to most; behind it are the host's bytes and ours (`signal_safe.rs`).
+pub type PGcancel = pg_cancel;
 
 /// Goes on with another function that takes, behind the one argument of this, the address that
 /// this one was called from: it tells whose libpq the caller uses, and a compiled function has no
@@ -61,12 +66,9 @@ pub unsafe extern "C" fn PQcancelCreate(conn: *mut PGconn) -> *mut PGcancelConn 
 /// `conn` is NULL or a live connection that no other thread uses meanwhile.
 unsafe extern "C" fn create(conn: *mut PGconn, return_address: *const c_void) -> *mut PGcancelConn {
     let cancel = attempt(|| {
-        let target = NonNull::new(conn).ok_or(Error::NullConnection).and_then(|conn| {
-            let host = Host::of_caller(return_address)?;
-            // SAFETY: the caller's promise; the host is the libpq that the caller calls.
-            let session = unsafe { Session::new(conn, host) };
-            Target::of_session(&session).map(Arc::new)
-        });
+        // SAFETY: the caller's promise.
+        let session = unsafe { session(conn, return_address) };
+        let target = session.and_then(|session| Target::of_session(&session).map(Arc::new));
         Box::new(CancelConn::new(target))
     });
     cancel.map_or(std::ptr::null_mut(), Box::into_raw)
@@ -139,7 +141,7 @@ pub unsafe extern "C" fn PQcancelStatus(cancelConn: *const PGcancelConn) -> Conn
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn PQcancelSocket(cancelConn: *const PGcancelConn) -> c_int {
     // SAFETY: this function's own contract.
-    unsafe { read(cancelConn, -1, |cancel| cancel.socket().unwrap_or(-1)) }
+    unsafe { read(cancelConn, -1, |cancel| cancel.socket().map_or(-1, |fd| fd.as_raw_fd())) }
 }
 
 /// The message of the latest failure of a cancel connection, as PQcancelErrorMessage() of libpq
@@ -181,6 +183,118 @@ pub unsafe extern "C" fn PQcancelFinish(cancelConn: *mut PGcancelConn) {
     });
 }
 
+/// Make a PGcancel for the session `conn`, as PQgetCancel() of libpq: what PQcancel() needs, so that
+/// it can be called from another thread or from a signal handler. To be freed with PQfreeCancel().
+///
+/// How the session is protected is decided now, as by PQcancelCreate(). For a session over TLS the
+/// first call in a process starts a thread, which has all signals blocked; for one in plaintext
+/// nothing is started. Called again for the same session, it costs about a microsecond.
+///
+/// Returns NULL if `conn` is NULL or closed, or when out of memory. Where else the session cannot be
+/// cancelled (no key from the server, an unknown libpq), PQcancel() fails and tells why.
+///
+/// Thread rule: no other thread may use `conn` during the call. Not for signal handlers.
+#[unsafe(naked)]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn PQgetCancel(conn: *mut PGconn) -> *mut PGcancel {
+    core::arch::naked_asm!(return_address_as_second_argument!("{get}"), get = sym get_cancel)
+}
+
+/// # Safety
+///
+/// As for [`create`].
+unsafe extern "C" fn get_cancel(conn: *mut PGconn, return_address: *const c_void) -> *mut PGcancel {
+    let cancel = attempt(|| {
+        // SAFETY: the caller's promise.
+        match unsafe { session(conn, return_address) } {
+            Ok(session) => legacy::get(&session),
+            Err(Error::NullConnection) => None,
+            Err(error) => Some(legacy::unusable(&error)),
+        }
+    });
+    cancel.ok().flatten().map_or(std::ptr::null_mut(), legacy::into_raw)
+}
+
+/// Cancel what the session is doing, as PQcancel() of libpq, and wait until the server has taken the
+/// request.
+///
+/// A session in plaintext is cancelled by system calls, for as long as they take, as in libpq. For
+/// one over TLS the request is encrypted exactly as by PQcancelBlocking(), by the thread that
+/// PQgetCancel() started; it takes no longer than the session's connect_timeout, or if there is
+/// none, PQCANCEL_TIMEOUT or 10 seconds. If that thread cannot go on, because the program was
+/// interrupted while it held a lock (malloc's, say), PQcancel() fails after about half a second.
+/// What has failed is not sent any more, and nothing is ever sent in plaintext instead.
+///
+/// Returns 1 if the request was sent, which does not mean that it had an effect. Returns 0 if not:
+/// `errbuf`, a buffer of `errbufsize` bytes (256 are recommended), then holds the reason; it is
+/// not changed otherwise. errno is kept.
+///
+/// Thread rule: any thread, several at once. Signal rule: may be called from a signal handler.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn PQcancel(
+    cancel: *mut PGcancel,
+    errbuf: *mut c_char,
+    errbufsize: c_int,
+) -> c_int {
+    // No guard: nothing there can panic, and a guard is nothing for a signal handler.
+    // SAFETY: this function's own contract.
+    unsafe { signal_safe::cancel(cancel, errbuf, errbufsize) }
+}
+
+/// Free a PGcancel, as PQfreeCancel() of libpq. NULL is ignored.
+///
+/// Thread rule: one thread, and no use afterwards. Not for signal handlers.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn PQfreeCancel(cancel: *mut PGcancel) {
+    let _ = catch(|| {
+        if let Some(cancel) = NonNull::new(cancel) {
+            // SAFETY: this function's own contract.
+            unsafe { legacy::free(cancel) };
+        }
+    });
+}
+
+/// Cancel what the session is doing, as the deprecated PQrequestCancel() of libpq: PQgetCancel(),
+/// PQcancel() and PQfreeCancel() in one.
+///
+/// Returns 1 if the request was sent. Returns 0 if not: PQerrorMessage(conn) then tells why, cut off
+/// at the size of that buffer.
+///
+/// Thread rule: no other thread may use `conn` during the call. Not for signal handlers.
+#[unsafe(naked)]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn PQrequestCancel(conn: *mut PGconn) -> c_int {
+    core::arch::naked_asm!(return_address_as_second_argument!("{request}"), request = sym request_cancel)
+}
+
+/// # Safety
+///
+/// As for [`create`].
+unsafe extern "C" fn request_cancel(conn: *mut PGconn, return_address: *const c_void) -> c_int {
+    let requested = attempt(|| {
+        // SAFETY: the caller's promise.
+        let session = unsafe { session(conn, return_address) };
+        session.is_ok_and(|session| legacy::request(&session))
+    });
+    c_int::from(requested.unwrap_or(false))
+}
+
+/// The session behind a connection, by the libpq that the caller at this return address calls.
+///
+/// # Safety
+///
+/// `conn` is NULL or a live connection that no other thread uses meanwhile.
+unsafe fn session<'call>(
+    conn: *mut PGconn,
+    return_address: *const c_void,
+) -> Result<Session<'call>, Error> {
+    settings(); // the trace begins with what it has to say
+    let conn = NonNull::new(conn).ok_or(Error::NullConnection)?;
+    let host = Host::of_caller(return_address)?;
+    // SAFETY: the caller's promise; the host is the libpq that the caller calls.
+    Ok(unsafe { Session::new(conn, host) })
+}
+
 /// Does something with a cancel connection; what a panic leaves behind is bad.
 ///
 /// # Safety
@@ -216,31 +330,5 @@ unsafe fn read<T: Copy>(
     match unsafe { cancel.as_ref() } {
         Some(cancel) => catch(|| body(cancel)).unwrap_or(failure),
         None => failure,
-    }
-}
-
-/// Runs what C called and what may need memory; a panic or a shortage becomes an error.
-fn attempt<T>(body: impl FnOnce() -> T) -> Result<T, Error> {
-    let shortages = reserve::shortages();
-    let result = catch(body)?;
-    if reserve::shortages() == shortages { Ok(result) } else { Err(Error::OutOfMemory) }
-}
-
-/// Runs what C called; a panic becomes an error.
-fn catch<T>(body: impl FnOnce() -> T) -> Result<T, Error> {
-    keep_panics_quiet();
-    catch_unwind(AssertUnwindSafe(body)).map_err(|payload| {
-        // Dropping it could panic again.
-        std::mem::forget(payload);
-        Error::Panicked
-    })
-}
-
-/// A guest does not print. The hook is that of our own copy of Rust's standard library; a host
-/// written in Rust has another.
-fn keep_panics_quiet() {
-    static QUIET: Once = Once::new();
-    if cfg!(not(test)) {
-        QUIET.call_once(|| std::panic::set_hook(Box::new(|_| {})));
     }
 }

@@ -6,16 +6,20 @@
 
 #![allow(unsafe_code)]
 
-use std::ffi::{CStr, c_char, c_int, c_void};
+use std::collections::VecDeque;
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::marker::PhantomData;
 use std::ptr::NonNull;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
 use zeroize::Zeroize;
 
 use crate::error::Error;
-use crate::host_layout::{self, CancelSecret};
+use crate::host_layout::{self, CancelBlock};
+use crate::loader::{self, Generation, Library, Object};
 use crate::params::ConnInfo;
+use crate::signal_safe;
 
 /// Types and declarations of the libpq-fe.h this library was built with.
 #[allow(
@@ -62,6 +66,7 @@ macro_rules! host_functions {
 
 host_functions! {
     PQsocket: unsafe extern "C" fn(*const PGconn) -> c_int;
+    PQerrorMessage: unsafe extern "C" fn(*const PGconn) -> *mut c_char;
     PQbackendPID: unsafe extern "C" fn(*const PGconn) -> c_int;
     PQhost: unsafe extern "C" fn(*const PGconn) -> *mut c_char;
     PQport: unsafe extern "C" fn(*const PGconn) -> *mut c_char;
@@ -71,6 +76,7 @@ host_functions! {
     PQconninfoFree: unsafe extern "C" fn(*mut PQconninfoOption);
     PQgetCancel: unsafe extern "C" fn(*mut PGconn) -> *mut pg_cancel;
     PQfreeCancel: unsafe extern "C" fn(*mut pg_cancel);
+    PQcancel: unsafe extern "C" fn(*mut pg_cancel, *mut c_char, c_int) -> c_int;
     PQgetSSLKeyPassHook_OpenSSL: unsafe extern "C" fn() -> PQsslKeyPassHook_OpenSSL_type;
     PQdefaultSSLKeyPassHook_OpenSSL:
         unsafe extern "C" fn(*mut c_char, c_int, *mut PGconn) -> c_int;
@@ -90,15 +96,49 @@ pub struct Host {
 /// forked in the middle of a change finds it whole.
 static LATEST: AtomicPtr<Host> = AtomicPtr::new(std::ptr::null_mut());
 
+/// Who called us lately, from where, and whose libpq that is. Only ever tried, never waited for:
+/// without it the answer takes some microseconds longer, and a child forked while it was locked
+/// goes on without it.
+static CALLERS: Mutex<VecDeque<Caller>> = Mutex::new(VecDeque::new());
+
+/// More places in a program than this that call us take turns in being remembered.
+const MOST_CALLERS: usize = 16;
+
+struct Caller {
+    return_address: usize,
+    generation: Generation,
+    host: &'static Host,
+}
+
 impl Host {
     /// The libpq that the code at this return address calls.
     pub fn of_caller(return_address: *const c_void) -> Result<&'static Host, Error> {
+        let return_address_value = return_address.addr();
+        let generation = loader::generation();
+        if let Ok(mut callers) = CALLERS.try_lock() {
+            // An address may be another object's once something was unloaded.
+            callers.retain(|caller| caller.generation == generation);
+            let known = callers.iter().find(|caller| caller.return_address == return_address_value);
+            if let Some(caller) = known {
+                return Ok(caller.host);
+            }
+        }
+        let host = Host::find(return_address)?;
+        if let Ok(mut callers) = CALLERS.try_lock() {
+            callers.truncate(MOST_CALLERS - 1);
+            callers.push_front(Caller { return_address: return_address_value, generation, host });
+        }
+        Ok(host)
+    }
+
+    fn find(return_address: *const c_void) -> Result<&'static Host, Error> {
         let identity = find_from(return_address).ok_or(Error::HostNotFound)?;
         let known = std::iter::successors(Host::latest(), |host| host.previous);
         if let Some(host) = known.into_iter().find(|host| host.identity == identity) {
             return Ok(host);
         }
         let host = Box::leak(Box::new(Host::bind(identity)?));
+        signal_safe::remember_host_cancel(host.version, host.functions.PQcancel);
         host.previous = Host::latest();
         // If another thread was faster, its entry is left out of the list: it is merely made
         // again when it is needed.
@@ -116,14 +156,20 @@ impl Host {
     fn bind(identity: NonNull<c_void>) -> Result<Host, Error> {
         let object = Object::containing(identity.as_ptr()).ok_or(Error::HostNotFound)?;
         let library = Library::open(&object).ok_or(Error::HostNotFound)?;
-        let version = library.version().ok_or(Error::HostLacks("PQlibVersion"))?;
+        let version = version_of(&library).ok_or(Error::HostLacks("PQlibVersion"))?;
         if !host_layout::is_known(version) {
             return Err(Error::HostUnsupported(version));
         }
         let functions = Functions::look_up(&library)?;
-        let cancel = functions.PQgetCancel as *const c_void;
-        if Object::containing(cancel).is_none_or(|o| o.base != object.base) {
-            return Err(Error::HostLacks("PQgetCancel"));
+        let interposed = [
+            ("PQgetCancel", functions.PQgetCancel as *const c_void),
+            ("PQfreeCancel", functions.PQfreeCancel as *const c_void),
+            ("PQcancel", functions.PQcancel as *const c_void),
+        ];
+        for (name, function) in interposed {
+            if Object::containing(function).is_none_or(|o| o.base != object.base) {
+                return Err(Error::HostLacks(name));
+            }
         }
         // The table is kept for good, so the library must stay for good.
         std::mem::forget(library);
@@ -154,100 +200,18 @@ fn find_from(return_address: *const c_void) -> Option<NonNull<c_void>> {
     Object::containing(return_address)
         .and_then(|caller| Library::open(&caller))
         .and_then(|library| library.symbol(NAME))
-        .or_else(|| symbol_in(libc::RTLD_NEXT, NAME))
-        .or_else(|| symbol_in(libc::RTLD_DEFAULT, NAME))
+        .or_else(|| loader::symbol_in_scope(NAME))
 }
 
-/// A loaded object, as the dynamic loader knows it.
-struct Object {
-    base: *const c_void,
-    /// Points into the loader's own list. The main program's name is empty there.
-    name: *const c_char,
-}
-
-impl Object {
-    fn containing(address: *const c_void) -> Option<Object> {
-        let mut info = std::mem::MaybeUninit::<libc::Dl_info>::zeroed();
-        let mut map: *mut LinkMap = std::ptr::null_mut();
-        // SAFETY: dladdr1 only looks the address up; both out parameters are valid for it, and
-        // with RTLD_DL_LINKMAP the last one receives a pointer to the loader's link map.
-        let found = unsafe {
-            dladdr1(
-                address,
-                info.as_mut_ptr(),
-                (&raw mut map).cast::<*mut c_void>(),
-                RTLD_DL_LINKMAP,
-            )
-        };
-        if found == 0 || map.is_null() {
-            return None;
-        }
-        // SAFETY: dladdr1 filled info, and the link map of a loaded object is readable.
-        unsafe { Some(Object { base: info.assume_init().dli_fbase, name: (*map).name }) }
-    }
-}
-
-/// The documented beginning of glibc's `struct link_map` (link.h).
-#[repr(C)]
-struct LinkMap {
-    load_address: usize,
-    name: *const c_char,
-}
-
-const RTLD_DL_LINKMAP: c_int = 2;
-
-unsafe extern "C" {
-    fn dladdr1(
-        address: *const c_void,
-        info: *mut libc::Dl_info,
-        extra: *mut *mut c_void,
-        flags: c_int,
-    ) -> c_int;
-}
-
-/// A counted handle to a loaded object, for looking into it and its dependencies.
-struct Library(NonNull<c_void>);
-
-impl Library {
-    /// Opens an object that is loaded already; it never loads one.
-    fn open(object: &Object) -> Option<Library> {
-        // SAFETY: the name comes from the loader's list and is a C string there.
-        let is_main_program = object.name.is_null() || unsafe { *object.name } == 0;
-        let name = if is_main_program { std::ptr::null() } else { object.name };
-        // SAFETY: dlopen takes NULL for the main program, or a C string; RTLD_NOLOAD keeps it
-        // from loading anything or running anyone's constructors.
-        NonNull::new(unsafe { libc::dlopen(name, libc::RTLD_LAZY | libc::RTLD_NOLOAD) })
-            .map(Library)
-    }
-
-    /// Looks a symbol up, by a name that ends in NUL, here and then in the dependencies.
-    fn symbol(&self, name: &str) -> Option<NonNull<c_void>> {
-        symbol_in(self.0.as_ptr(), name)
-    }
-
-    /// The version of a libpq, before anything else of it is relied on.
-    fn version(&self) -> Option<c_int> {
-        let symbol = self.symbol("PQlibVersion\0")?;
-        type LibVersion = unsafe extern "C" fn() -> c_int;
-        const _: LibVersion = libpq_fe::PQlibVersion;
-        // SAFETY: the symbol comes from a libpq, whose function of this name has this type: the
-        // constant above compares it with libpq-fe.h's. It takes nothing and may be called at any
-        // time.
-        unsafe { Some(std::mem::transmute::<*mut c_void, LibVersion>(symbol.as_ptr())()) }
-    }
-}
-
-impl Drop for Library {
-    fn drop(&mut self) {
-        // SAFETY: the handle came from dlopen and is closed once.
-        unsafe { libc::dlclose(self.0.as_ptr()) };
-    }
-}
-
-fn symbol_in(handle: *mut c_void, name: &str) -> Option<NonNull<c_void>> {
-    let name = CStr::from_bytes_with_nul(name.as_bytes()).ok()?;
-    // SAFETY: the handle is open or one of the loader's own, the name a C string.
-    NonNull::new(unsafe { libc::dlsym(handle, name.as_ptr()) })
+/// The version of a libpq, before anything else of it is relied on.
+fn version_of(library: &Library) -> Option<c_int> {
+    let symbol = library.symbol("PQlibVersion\0")?;
+    type LibVersion = unsafe extern "C" fn() -> c_int;
+    const _: LibVersion = libpq_fe::PQlibVersion;
+    // SAFETY: the symbol comes from a libpq, whose function of this name has this type: the
+    // constant above compares it with libpq-fe.h's. It takes nothing and may be called at any
+    // time.
+    unsafe { Some(std::mem::transmute::<*mut c_void, LibVersion>(symbol.as_ptr())()) }
 }
 
 /// A connection of the program's, for the length of one call of ours.
@@ -331,19 +295,56 @@ impl Session<'_> {
     }
 
     /// The peer's address and the cancel key, from what the host's own PQgetCancel makes.
-    pub fn cancel_secret(&self) -> Result<CancelSecret, Error> {
+    pub fn cancel_block(&self) -> Result<CancelBlock, Error> {
         // SAFETY: the connection is live (`new`); the block is ours until it is freed below.
         let block = unsafe { (self.host.functions.PQgetCancel)(self.conn.as_ptr()) };
         let Some(block) = NonNull::new(block) else {
             return Err(Error::HostFailed("PQgetCancel"));
         };
         // SAFETY: the host of this version made the block.
-        let secret = unsafe {
-            CancelSecret::read(block.cast::<u8>(), self.host.version, self.backend_pid())
-        };
+        let copy = unsafe { CancelBlock::take(block.cast::<u8>(), self.host.version) };
         // SAFETY: the block is freed once, by the host that made it.
         unsafe { (self.host.functions.PQfreeCancel)(block.as_ptr()) };
-        secret
+        copy
+    }
+
+    /// What tells this connection from the others that are open at the same time.
+    pub fn identity(&self) -> usize {
+        self.conn.addr().get()
+    }
+
+    /// Whether it runs over TLS or GSSAPI encryption right now.
+    pub fn is_encrypted(&self) -> bool {
+        self.uses_tls() || self.uses_gss_encryption()
+    }
+
+    /// Writes what PQerrorMessage then shows, as far as it fits into the buffer that every
+    /// connection has.
+    pub fn set_error_message(&self, message: &CStr) {
+        /// PQExpBuffer's smallest size.
+        const BUFFER_SIZE: usize = 256;
+        // SAFETY: the connection is live (`new`).
+        let buffer = unsafe { (self.host.functions.PQerrorMessage)(self.conn.as_ptr()) };
+        if buffer.is_null() || self.is_constant(buffer) {
+            return;
+        }
+        let text = message.to_bytes().iter().take(BUFFER_SIZE - 1);
+        for (offset, byte) in text.chain(b"\0").enumerate() {
+            // SAFETY: no constant, so the connection's own buffer, and within its size.
+            unsafe { buffer.add(offset).write(byte.cast_signed()) };
+        }
+    }
+
+    /// When memory had run out for the connection's buffer, PQerrorMessage shows a constant of
+    /// libpq's or its translation, neither of which may be written to.
+    fn is_constant(&self, text: *const c_char) -> bool {
+        unsafe extern "C" {
+            fn dgettext(domain: *const c_char, text: *const c_char) -> *const c_char;
+        }
+        let domain = CString::new(format!("libpq5-{}", self.host.major())).unwrap_or_default();
+        // SAFETY: both are C strings.
+        let translation = unsafe { dgettext(domain.as_ptr(), c"out of memory\n".as_ptr()) };
+        text == translation || Object::containing(text.cast()).is_some()
     }
 
     /// The application's hook for the passphrase of the client key, if it set one of its own.

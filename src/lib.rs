@@ -13,19 +13,28 @@
 pub mod abi;
 pub mod address;
 pub mod cancel_conn;
+mod courier;
 pub mod error;
 #[allow(non_snake_case, clippy::missing_safety_doc)]
 pub mod ffi;
+mod guard;
 pub mod host;
 pub mod host_layout;
+mod known_sessions;
+mod legacy;
 pub mod link;
+mod loader;
 pub mod machine;
 pub mod message;
 mod openssl_memory;
 pub mod params;
+mod process;
 mod reserve;
+mod settings;
+mod signal_safe;
 pub mod socket;
 pub mod target;
 pub mod tls;
 pub mod tls_context;
+mod trace;
 pub mod verify;

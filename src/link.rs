@@ -62,10 +62,14 @@ impl Link {
         premature || self.tls.as_ref().is_some_and(Tls::has_unread)
     }
 
-    /// Sends a message whole, through TLS where that is established.
-    pub fn send(&mut self, message: &[u8]) -> Result<Step<()>, Error> {
+    /// Sends a message whole, through TLS where that is established. `permit` is asked right
+    /// before each write, when all else is done: without it nothing more of the message leaves.
+    pub fn send(&mut self, message: &[u8], permit: &dyn Fn() -> bool) -> Result<Step<()>, Error> {
         if self.tls.is_some() {
-            return self.send_encrypted(message);
+            return self.send_encrypted(message, permit);
+        }
+        if !permit() {
+            return Err(Error::Withdrawn);
         }
         while let Some(rest) = message.get(self.sent..).filter(|rest| !rest.is_empty()) {
             match write(&self.socket, &mut self.write_error, rest) {
@@ -79,7 +83,11 @@ impl Link {
 
     /// Looks before it sends: a server that has spoken or closed already will not take the
     /// request, and its bare close would otherwise look as if it had.
-    fn send_encrypted(&mut self, message: &[u8]) -> Result<Step<()>, Error> {
+    fn send_encrypted(
+        &mut self,
+        message: &[u8],
+        permit: &dyn Fn() -> bool,
+    ) -> Result<Step<()>, Error> {
         if self.sent == 0 {
             self.premature = match self.receive_encrypted(&mut [0]) {
                 Ok(Step::Blocked(_)) => None,
@@ -95,6 +103,9 @@ impl Link {
             }
             self.tls.iter_mut().try_for_each(|tls| tls.encrypt(message))?;
             self.sent = message.len();
+        }
+        if !permit() {
+            return Err(Error::Withdrawn);
         }
         if !self.flush() {
             return Ok(Step::Blocked(Direction::Writing));
@@ -219,9 +230,15 @@ impl Link {
         }
     }
 
-    /// Ends TLS, politely where it is established and the server still there.
+    /// Whether everything that was sent has left.
+    pub fn has_sent_all(&self) -> bool {
+        self.sent == 0 && self.write_error.is_none() && self.premature.is_none()
+    }
+
+    /// Ends TLS, politely where it is established and the server still there. A message that was
+    /// given up on half-way stays unsent.
     pub fn close_tls(&mut self) {
-        if !self.peer_closed {
+        if !self.peer_closed && self.sent == 0 {
             self.tls.iter_mut().for_each(Tls::shut_down);
             self.flush();
         }

@@ -14,8 +14,11 @@ use crate::params::SslNegotiation;
 pub enum Want<'a> {
     /// The socket's connect to finish: then [`Event::Connected`].
     Connect,
-    /// All of these bytes to be sent (through TLS once it is established): then [`Event::Sent`].
+    /// All of these bytes to be sent, in the clear: then [`Event::Sent`].
     Send(&'a [u8]),
+    /// The CancelRequest to be sent, through TLS where the session is protected: then
+    /// [`Event::Sent`].
+    Request(&'a [u8]),
     /// Bytes from the server, or its close: then [`Event::Received`] or [`Event::Closed`].
     Receive,
     /// The TLS handshake, with the server verified: then [`Event::HandshakeFinished`].
@@ -29,7 +32,7 @@ pub enum Want<'a> {
 pub enum Event<'a> {
     /// The socket is connected.
     Connected,
-    /// The bytes of [`Want::Send`] are all sent.
+    /// The bytes of [`Want::Send`] or [`Want::Request`] are all sent.
     Sent,
     /// The server sent these bytes (decrypted, once TLS is established).
     Received(&'a [u8]),
@@ -66,6 +69,21 @@ pub enum Status {
     Ok,
     /// Failed.
     Bad,
+}
+
+impl Status {
+    /// Its name in libpq-fe.h.
+    pub fn name(self) -> &'static str {
+        match self {
+            Status::Allocated => "CONNECTION_ALLOCATED",
+            Status::Started => "CONNECTION_STARTED",
+            Status::Made => "CONNECTION_MADE",
+            Status::SslStartup => "CONNECTION_SSL_STARTUP",
+            Status::AwaitingResponse => "CONNECTION_AWAITING_RESPONSE",
+            Status::Ok => "CONNECTION_OK",
+            Status::Bad => "CONNECTION_BAD",
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -137,7 +155,7 @@ impl Machine {
             State::Negotiating(SslNegotiation::Direct) => Want::Send(&[]),
             State::AwaitingReply | State::AwaitingClose => Want::Receive,
             State::Handshaking { .. } => Want::Handshake,
-            State::Sending => Want::Send(self.request.as_bytes()),
+            State::Sending => Want::Request(self.request.as_bytes()),
             State::Allocated | State::Done | State::Failed => Want::Nothing,
         }
     }
@@ -306,7 +324,10 @@ mod tests {
     #[test]
     fn no_order_of_events_sends_a_protected_request_in_the_clear() {
         fn explore(machine: &Machine, protected: bool, depth: usize, count: &mut usize) {
-            let wants_request = matches!(machine.want(), Want::Send(b) if b.ends_with(KEY));
+            let wants_request = match machine.want() {
+                Want::Send(bytes) => bytes.ends_with(KEY),
+                want => matches!(want, Want::Request(_)),
+            };
             assert!(!wants_request || protected, "{machine:?}");
             *count += 1;
             if depth == 0 {
@@ -377,7 +398,7 @@ mod tests {
                     State::AwaitingReply | State::AwaitingClose => Want::Receive,
                     State::Handshaking { .. } => Want::Handshake,
                     State::Sending => {
-                        Want::Send(b"\0\0\0\x10\x04\xd2\x16\x2e\0\0\0\x01\x11\x22\x33\x44")
+                        Want::Request(b"\0\0\0\x10\x04\xd2\x16\x2e\0\0\0\x01\x11\x22\x33\x44")
                     }
                     State::Allocated | State::Done | State::Failed => Want::Nothing,
                 };

@@ -12,9 +12,19 @@ pub const CANCEL_REQUEST_CODE: u32 = 80_877_102;
 /// The shortest and the longest cancel key a server may send (protocol 3.2).
 pub const CANCEL_KEY_LENGTHS: std::ops::RangeInclusive<usize> = 4..=256;
 
-/// A complete CancelRequest, wiped when dropped because it holds the session's cancel key.
+/// What comes before the key: length, code, backend PID.
+const REQUEST_HEAD: usize = 12;
+
+/// The longest CancelRequest.
+pub const LONGEST_REQUEST: usize = REQUEST_HEAD + *CANCEL_KEY_LENGTHS.end();
+
+/// A complete CancelRequest, wiped when dropped because it holds the session's cancel key. In
+/// place, so that making one allocates nothing.
 #[derive(Clone)]
-pub struct CancelRequest(Zeroizing<Vec<u8>>);
+pub struct CancelRequest {
+    bytes: Zeroizing<[u8; LONGEST_REQUEST]>,
+    length: usize,
+}
 
 impl CancelRequest {
     /// The request for the backend with this process ID and cancel key.
@@ -24,25 +34,32 @@ impl CancelRequest {
         if !CANCEL_KEY_LENGTHS.contains(&key.len()) {
             return None;
         }
-        let length = u32::try_from(12 + key.len()).ok()?;
-        let mut bytes = Zeroizing::new(Vec::with_capacity(12 + key.len()));
-        bytes.extend_from_slice(&length.to_be_bytes());
-        bytes.extend_from_slice(&CANCEL_REQUEST_CODE.to_be_bytes());
-        bytes.extend_from_slice(&backend_pid.to_be_bytes());
-        bytes.extend_from_slice(key);
-        Some(CancelRequest(bytes))
+        let length = REQUEST_HEAD + key.len();
+        let head = [u32::try_from(length).ok()?, CANCEL_REQUEST_CODE, backend_pid.cast_unsigned()];
+        let mut request = CancelRequest { bytes: Zeroizing::new([0; LONGEST_REQUEST]), length };
+        let packet = head.iter().flat_map(|field| field.to_be_bytes()).chain(key.iter().copied());
+        for (to, from) in request.bytes.iter_mut().zip(packet) {
+            *to = from;
+        }
+        Some(request)
+    }
+
+    /// The process ID of the backend that it is for.
+    pub fn backend_pid(&self) -> i32 {
+        let bytes = self.bytes.get(8..).and_then(<[u8]>::first_chunk);
+        bytes.copied().map_or(0, i32::from_be_bytes)
     }
 
     /// The bytes to put on the wire.
     pub fn as_bytes(&self) -> &[u8] {
-        &self.0
+        self.bytes.get(..self.length).unwrap_or_default()
     }
 }
 
 /// The key is secret, so debugging output shows the length only.
 impl std::fmt::Debug for CancelRequest {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "CancelRequest({} bytes)", self.0.len())
+        write!(f, "CancelRequest({} bytes)", self.length)
     }
 }
 
@@ -82,6 +99,7 @@ mod tests {
             request.as_bytes(),
             [0, 0, 0, 16, 0x04, 0xd2, 0x16, 0x2e, 1, 2, 3, 4, 9, 8, 7, 6]
         );
+        assert_eq!(request.backend_pid(), 0x0102_0304);
     }
 
     #[test]

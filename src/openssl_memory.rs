@@ -37,6 +37,11 @@ pub(crate) fn call_openssl<T>(body: impl FnOnce() -> T) -> T {
     body()
 }
 
+/// Initializes OpenSSL, which is done once in a process and takes milliseconds.
+pub(crate) fn prepare() {
+    call_openssl(openssl::init);
+}
+
 /// Tells that a handshake has been completed.
 pub(crate) fn openssl_is_initialized() {
     INITIALIZED.store(true, Ordering::Relaxed);

@@ -1,7 +1,7 @@
 //! The cancel connection's socket: non-blocking, close-on-exec, never raising SIGPIPE. System
 //! calls go through the C library's functions, so that preloads such as torsocks still see them.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
 use nix::errno::Errno;
@@ -173,10 +173,12 @@ impl Socket {
             }
         }
     }
+}
 
-    /// The descriptor, for the caller's event loop.
-    pub fn as_raw_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
+impl AsFd for Socket {
+    /// For whoever waits for it: the caller's event loop, or the courier's.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 

@@ -4,7 +4,7 @@
 use crate::address::{Address, ip_address};
 use crate::error::Error;
 use crate::host::Session;
-use crate::host_layout::CancelSecret;
+use crate::host_layout::CancelBlock;
 use crate::message::CancelRequest;
 use crate::params::{ConnInfo, ConnectTimeout, SslNegotiation, TcpOptions, TlsOptions};
 use crate::tls_context::ask_passphrase_hook;
@@ -42,6 +42,12 @@ pub struct Target {
 impl Target {
     /// Takes the snapshot.
     pub fn of_session(session: &Session<'_>) -> Result<Target, Error> {
+        let block = Target::cancel_block(session)?;
+        Target::of_block(session, &block)
+    }
+
+    /// What the host gives to cancel the session with.
+    pub fn cancel_block(session: &Session<'_>) -> Result<CancelBlock, Error> {
         if !session.is_open() {
             return Err(Error::NotOpen);
         }
@@ -49,7 +55,13 @@ impl Target {
         if session.backend_pid() == 0 {
             return Err(Error::NoCancelKey);
         }
-        let CancelSecret { address, request } = session.cancel_secret()?;
+        session.cancel_block()
+    }
+
+    /// Takes the rest of the snapshot.
+    pub fn of_block(session: &Session<'_>, block: &CancelBlock) -> Result<Target, Error> {
+        let request = block.request(session.backend_pid())?;
+        let address = block.address()?;
         let options = session.options()?;
         let protection = protection(session, &address, &options)?;
         let server = ServerName::find(&options, &session.host_name(), &address);

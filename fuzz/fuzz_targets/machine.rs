@@ -39,7 +39,7 @@ fuzz_target!(|bytes: &[u8]| {
         };
         protected |= matches!((event, machine.want()), (Event::HandshakeFinished, Want::Handshake));
         let _ = machine.handle(event);
-        let wants_request = matches!(machine.want(), Want::Send(sent) if sent.ends_with(KEY));
+        let wants_request = matches!(machine.want(), Want::Send(sent) | Want::Request(sent) if sent.ends_with(KEY));
         assert!(protected || !wants_request);
     }
 });

@@ -1,0 +1,250 @@
+//! The courier: the one thread that carries the cancel requests of encrypted sessions for
+//! PQcancel, which may be called in a signal handler and can do none of it itself. It is started
+//! by the first PQgetCancel of such a session, has all signals blocked, and sleeps in the kernel
+//! until a request is posted (`signal_safe/handover.rs`). It holds no descriptor meanwhile, so that
+//! a program that closes all of them takes nothing from it.
+//!
+//! A forked child has no threads but the one that forked. It gets a courier of its own, and the
+//! fork waits until the parent's is between two steps, so that what the child inherits (OpenSSL's
+//! state above all) is whole. For the same reason the process does not exit in the middle of one.
+
+use std::cell::Cell;
+use std::os::fd::AsRawFd;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, SigmaskHow};
+use nix::unistd::{getpid, gettid};
+
+use crate::cancel_conn::{CancelConn, Polling};
+use crate::error::{Error, ForPQcancel};
+use crate::guard::catch;
+use crate::openssl_memory;
+use crate::process;
+use crate::signal_safe::{
+    BELL, COURIER_PROCESS, COURIER_THREAD, HEARTBEAT, Message, PRESENCE, SLOTS, Slot,
+    courier_is_here, sleep_on, wake_one,
+};
+use crate::trace;
+
+/// Deep enough for OpenSSL; what is not used is not there.
+const STACK_SIZE: usize = 512 * 1024;
+
+/// While there are connections to look after, new requests are looked for so often: what waits for
+/// a socket cannot be woken by the bell.
+const TICK: Duration = Duration::from_millis(5);
+
+/// Set in PRESENCE while the courier works. The rest of it counts who keeps it from working.
+const WORKING: u32 = 1 << 31;
+
+/// How long a fork or an exit waits for the courier. One that is stuck would never come.
+const FORK_PATIENCE: Duration = Duration::from_millis(500);
+const EXIT_PATIENCE: Duration = Duration::from_millis(1000);
+
+// ---- starting it --------------------------------------------------------------------------------
+
+/// Makes sure that this process has a courier. False if it cannot have one.
+pub(crate) fn ensure_running() -> bool {
+    courier_is_here() || start()
+}
+
+static STARTING: AtomicBool = AtomicBool::new(false);
+
+fn start() -> bool {
+    while STARTING.swap(true, AcqRel) {
+        std::thread::yield_now();
+    }
+    let started = courier_is_here() || (watch_process() && spawn());
+    STARTING.store(false, Release);
+    started
+}
+
+fn spawn() -> bool {
+    if COURIER_PROCESS.load(Acquire) == EXITING {
+        return false;
+    }
+    // The first thing that the thread does is work.
+    PRESENCE.store(WORKING, Release);
+    let thread = std::thread::Builder::new().name("pqcancel".into()).stack_size(STACK_SIZE);
+    // A thread begins with those signals blocked that are blocked where it is made.
+    let spawned = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK).map(|mask| {
+        let spawned = thread.spawn(live);
+        let _ = mask.thread_set_mask();
+        spawned
+    });
+    if matches!(spawned, Ok(Ok(_))) {
+        COURIER_PROCESS.store(getpid().as_raw(), Release);
+        return true;
+    }
+    PRESENCE.store(0, Release);
+    trace::step(|| format!("the courier could not be started: {spawned:?}"));
+    false
+}
+
+/// Has the process tell us of its forks and its exit. Once is enough, also for its children.
+fn watch_process() -> bool {
+    static WATCHED: AtomicBool = AtomicBool::new(false);
+    let watched = WATCHED.load(Relaxed)
+        || (process::on_fork(before_fork, after_fork_in_parent, after_fork_in_child)
+            && process::on_exit(before_exit));
+    WATCHED.store(watched, Relaxed);
+    watched
+}
+
+// ---- its life -----------------------------------------------------------------------------------
+
+/// One request under way.
+struct Job {
+    slot: &'static Slot,
+    conn: CancelConn,
+    wants: PollFlags,
+}
+
+fn live() {
+    COURIER_THREAD.store(gettid().as_raw(), Release);
+    trace::step(|| "the courier has started".to_owned());
+    // OpenSSL's first use takes long: not while somebody waits.
+    let _ = catch(openssl_memory::prepare);
+    let mut jobs: Vec<Job> = Vec::new();
+    loop {
+        let rung = BELL.load(Acquire);
+        jobs.extend(SLOTS.iter().filter_map(Job::take));
+        jobs.retain_mut(Job::goes_on);
+        wait(&mut jobs, rung);
+    }
+}
+
+/// Waits until a socket is ready or a request is posted.
+fn wait(jobs: &mut [Job], rung: u32) {
+    if jobs.is_empty() {
+        rest(|| sleep_on(&BELL, rung, None));
+        return;
+    }
+    let mut fds: Vec<PollFd<'_>> =
+        jobs.iter().filter_map(|job| Some(PollFd::new(job.conn.socket()?, job.wants))).collect();
+    let timeout = PollTimeout::try_from(TICK).unwrap_or(PollTimeout::ZERO);
+    // However it ends, the jobs are looked at: polling one too early does no harm.
+    rest(|| {
+        let _ = poll(&mut fds, timeout);
+    });
+}
+
+/// Does something during which the courier may be kept from working.
+fn rest(body: impl FnOnce()) {
+    PRESENCE.fetch_and(!WORKING, Release);
+    body();
+    while let Err(kept) = PRESENCE.compare_exchange(0, WORKING, AcqRel, Acquire) {
+        sleep_on(&PRESENCE, kept, None);
+    }
+    HEARTBEAT.fetch_add(1, Relaxed);
+}
+
+impl Job {
+    /// Takes a request, if one was posted in this slot, and begins with it.
+    fn take(slot: &'static Slot) -> Option<Job> {
+        let target = slot.take()?;
+        HEARTBEAT.fetch_add(1, Relaxed);
+        let conn = CancelConn::new(Ok(target));
+        let mut job = Job { slot, conn, wants: PollFlags::POLLOUT };
+        let started = catch(|| job.conn.try_start(&|| slot.commit())).unwrap_or_else(Err);
+        slot.socket.store(job.conn.socket().map_or(-1, |socket| socket.as_raw_fd()), Release);
+        match started {
+            Ok(()) => Some(job),
+            Err(error) => {
+                job.end(Err(error));
+                None
+            }
+        }
+    }
+
+    /// Goes on as far as it can. False when it is over.
+    fn goes_on(&mut self) -> bool {
+        HEARTBEAT.fetch_add(1, Relaxed);
+        if !self.slot.is_wanted() {
+            self.end(Err(Error::Withdrawn));
+            return false;
+        }
+        let (slot, conn) = (self.slot, &mut self.conn);
+        let had_sent = conn.has_sent();
+        let polled = catch(|| conn.try_poll(&|| slot.commit())).unwrap_or_else(Err);
+        slot.written(conn.has_sent());
+        match polled {
+            Ok(Polling::Reading) => self.wants = PollFlags::POLLIN,
+            Ok(Polling::Writing) => self.wants = PollFlags::POLLOUT,
+            Ok(Polling::Ok) => self.end(Ok(())),
+            // As in libpq's PQcancel: a server that has the request may well reset.
+            Err(Error::SslReceive(_)) if had_sent => self.end(Ok(())),
+            Err(error) => self.end(Err(error)),
+            Ok(Polling::Failed) => self.end(Err(Error::InvalidState)),
+        }
+        self.conn.socket().is_some()
+    }
+
+    /// Closes the connection, and only then tells PQcancel, who may look at its descriptors.
+    fn end(&mut self, result: Result<(), Error>) {
+        self.slot.socket.store(-1, Release);
+        let _ = catch(|| self.conn.reset());
+        self.slot.finish(result.map_err(|error| Message::new(&ForPQcancel(&error).to_string())));
+    }
+}
+
+// ---- forks and the exit -------------------------------------------------------------------------
+
+/// In COURIER_PROCESS: the process exits, and no courier is started any more.
+const EXITING: i32 = -1;
+
+thread_local! {
+    /// Whether this thread, which forks, keeps the courier from working.
+    static KEEPS: Cell<bool> = const { Cell::new(false) };
+}
+
+extern "C" fn before_fork() {
+    KEEPS.set(courier_is_here() && keep_from_working(FORK_PATIENCE));
+}
+
+extern "C" fn after_fork_in_parent() {
+    if KEEPS.take() {
+        PRESENCE.fetch_sub(1, Release);
+        wake_one(&PRESENCE);
+    }
+}
+
+/// What the parent's courier had in hand is the parent's.
+extern "C" fn after_fork_in_child() {
+    KEEPS.set(false);
+    let had_courier = COURIER_PROCESS.swap(0, AcqRel) > 0;
+    for slot in &SLOTS {
+        process::close(slot.socket.load(Acquire));
+        slot.reset();
+    }
+    PRESENCE.store(0, Release);
+    STARTING.store(false, Release);
+    if had_courier {
+        let _ = catch(ensure_running);
+    }
+}
+
+extern "C" fn before_exit() {
+    if courier_is_here() {
+        COURIER_PROCESS.store(EXITING, Release);
+        keep_from_working(EXIT_PATIENCE);
+    }
+}
+
+/// Waits until the courier is between two steps, and keeps it there. False if it does not come.
+fn keep_from_working(patience: Duration) -> bool {
+    let deadline = Instant::now() + patience;
+    loop {
+        let presence = PRESENCE.load(Acquire);
+        let resting = presence & WORKING == 0;
+        if resting && PRESENCE.compare_exchange(presence, presence + 1, AcqRel, Acquire).is_ok() {
+            return true;
+        }
+        if Instant::now() >= deadline {
+            return false;
+        }
+        std::thread::sleep(Duration::from_micros(200));
+    }
+}

@@ -1,0 +1,127 @@
+//! The dynamic loader: which object an address belongs to, what is found in it and behind it, and
+//! whether anything was loaded or unloaded since. It never loads anything.
+
+#![allow(unsafe_code)]
+
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::ptr::NonNull;
+
+/// A loaded object, as the dynamic loader knows it.
+pub(crate) struct Object {
+    /// Where it is loaded: what tells one object from another.
+    pub(crate) base: *const c_void,
+    /// Points into the loader's own list. The main program's name is empty there.
+    name: *const c_char,
+}
+
+impl Object {
+    /// The object that an address lies in.
+    pub(crate) fn containing(address: *const c_void) -> Option<Object> {
+        let mut info = std::mem::MaybeUninit::<libc::Dl_info>::zeroed();
+        let mut map: *mut LinkMap = std::ptr::null_mut();
+        // SAFETY: dladdr1 only looks the address up; both out parameters are valid for it, and
+        // with RTLD_DL_LINKMAP the last one receives a pointer to the loader's link map.
+        let found = unsafe {
+            dladdr1(
+                address,
+                info.as_mut_ptr(),
+                (&raw mut map).cast::<*mut c_void>(),
+                RTLD_DL_LINKMAP,
+            )
+        };
+        if found == 0 || map.is_null() {
+            return None;
+        }
+        // SAFETY: dladdr1 filled info, and the link map of a loaded object is readable.
+        unsafe { Some(Object { base: info.assume_init().dli_fbase, name: (*map).name }) }
+    }
+}
+
+/// The documented beginning of glibc's `struct link_map` (link.h).
+#[repr(C)]
+struct LinkMap {
+    load_address: usize,
+    name: *const c_char,
+}
+
+const RTLD_DL_LINKMAP: c_int = 2;
+
+unsafe extern "C" {
+    fn dladdr1(
+        address: *const c_void,
+        info: *mut libc::Dl_info,
+        extra: *mut *mut c_void,
+        flags: c_int,
+    ) -> c_int;
+}
+
+/// A counted handle to a loaded object, for looking into it and its dependencies.
+pub(crate) struct Library(NonNull<c_void>);
+
+impl Library {
+    /// Opens an object that is loaded already; it never loads one.
+    pub(crate) fn open(object: &Object) -> Option<Library> {
+        // SAFETY: the name comes from the loader's list and is a C string there.
+        let is_main_program = object.name.is_null() || unsafe { *object.name } == 0;
+        let name = if is_main_program { std::ptr::null() } else { object.name };
+        // SAFETY: dlopen takes NULL for the main program, or a C string; RTLD_NOLOAD keeps it
+        // from loading anything or running anyone's constructors.
+        NonNull::new(unsafe { libc::dlopen(name, libc::RTLD_LAZY | libc::RTLD_NOLOAD) })
+            .map(Library)
+    }
+
+    /// Looks a symbol up, by a name that ends in NUL, here and then in the dependencies.
+    pub(crate) fn symbol(&self, name: &str) -> Option<NonNull<c_void>> {
+        symbol_in(self.0.as_ptr(), name)
+    }
+}
+
+impl Drop for Library {
+    fn drop(&mut self) {
+        // SAFETY: the handle came from dlopen and is closed once.
+        unsafe { libc::dlclose(self.0.as_ptr()) };
+    }
+}
+
+/// Looks a symbol up, by a name that ends in NUL, in the objects behind us, and then in the whole
+/// global scope.
+pub(crate) fn symbol_in_scope(name: &str) -> Option<NonNull<c_void>> {
+    symbol_in(libc::RTLD_NEXT, name).or_else(|| symbol_in(libc::RTLD_DEFAULT, name))
+}
+
+fn symbol_in(handle: *mut c_void, name: &str) -> Option<NonNull<c_void>> {
+    let name = CStr::from_bytes_with_nul(name.as_bytes()).ok()?;
+    // SAFETY: the handle is open or one of the loader's own, the name a C string.
+    NonNull::new(unsafe { libc::dlsym(handle, name.as_ptr()) })
+}
+
+/// How many objects were loaded and unloaded so far. While it stays the same, so does whatever the
+/// loader answered.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Generation {
+    loaded: u64,
+    unloaded: u64,
+}
+
+/// Asks the loader; fast, because only the first object is looked at.
+pub(crate) fn generation() -> Generation {
+    let mut generation = Generation { loaded: 0, unloaded: 0 };
+    // SAFETY: the callback gets the pointer that is passed here, and uses it as what it is.
+    unsafe { libc::dl_iterate_phdr(Some(note_generation), (&raw mut generation).cast()) };
+    generation
+}
+
+unsafe extern "C" fn note_generation(
+    info: *mut libc::dl_phdr_info,
+    _size: usize,
+    generation: *mut c_void,
+) -> c_int {
+    // SAFETY: dl_iterate_phdr passes a valid info (with these fields since glibc 2.4), and the
+    // pointer that it was given.
+    unsafe {
+        generation
+            .cast::<Generation>()
+            .write(Generation { loaded: (*info).dlpi_adds, unloaded: (*info).dlpi_subs });
+    }
+    1 // enough
+}

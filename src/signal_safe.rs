@@ -1,0 +1,242 @@
+//! The body of PQcancel. Everything that it may reach in a signal handler is in this file and in
+//! the folder of its name, and nothing there allocates, locks, panics, formats, or looks a symbol
+//! up: it makes system calls (through the C library's async-signal-safe functions), keeps errno,
+//! and uses atomics. A test walks the machine code to make sure of it.
+//!
+//! A session in plaintext is cancelled on the caller's stack, as libpq does it (`plaintext.rs`).
+//! An encrypted one is handed over to the courier, the thread that can do what a handler cannot
+//! (`handover.rs`).
+
+#![allow(unsafe_code)]
+// To make a large error small would take an allocator.
+#![allow(clippy::result_large_err, clippy::large_enum_variant)]
+
+use std::ffi::{c_char, c_int, c_void};
+use std::sync::Arc;
+use std::sync::atomic::AtomicPtr;
+use std::sync::atomic::Ordering::{Acquire, Release};
+
+use zeroize::Zeroizing;
+
+use crate::host::pg_cancel;
+use crate::host_layout::{LONGEST_BLOCK, PACKET};
+use crate::message::CANCEL_REQUEST_CODE;
+use crate::target::Target;
+
+mod handover;
+mod plaintext;
+mod words;
+
+pub(crate) use handover::{
+    BELL, COURIER_PROCESS, COURIER_THREAD, HEARTBEAT, PRESENCE, SLOTS, Slot, courier_is_here,
+    sleep_on, wake_one,
+};
+pub(crate) use plaintext::Plaintext;
+use words::{Errbuf, Failure};
+pub(crate) use words::{Line, MESSAGE_SIZE, Message, is_traced, trace_to_file, trace_to_stderr};
+
+/// No socket address uses the last 16 bytes of sockaddr_storage (the longest ends at 110): there a
+/// block of ours carries its mark.
+const MARK: usize = 112;
+const MARK_SIZE: usize = 16;
+const MARK_WORD: u64 = u64::from_ne_bytes(*b"pqcancel");
+
+/// What PQgetCancel returns: one block of malloc's that begins with the bytes of the host's own
+/// `struct pg_cancel`, for programs that look into it; what is ours stands behind them.
+#[repr(C, align(16))]
+pub(crate) struct PgCancel {
+    host: Zeroizing<[u8; LONGEST_BLOCK]>,
+    pub(crate) way: Way,
+}
+
+/// How PQcancel goes about it.
+pub(crate) enum Way {
+    /// It cannot be done, and this is why.
+    Refused(Message),
+    /// The server gave no key.
+    NoKey,
+    /// System calls on the caller's stack.
+    Plaintext(Plaintext),
+    /// By the courier.
+    Encrypted {
+        /// What to cancel.
+        target: Arc<Target>,
+        /// The bound, in nanoseconds.
+        timeout: u64,
+    },
+}
+
+/// Who made a block.
+enum Maker<'a> {
+    Us(&'a PgCancel),
+    /// A second pqcancel in this process.
+    AnotherOfUs,
+    Host,
+}
+
+impl PgCancel {
+    /// A block that begins with these bytes of the host's.
+    pub(crate) fn new(mut host: Zeroizing<[u8; LONGEST_BLOCK]>, way: Way) -> PgCancel {
+        for (to, from) in host.iter_mut().skip(MARK).zip(PgCancel::mark()) {
+            *to = from;
+        }
+        PgCancel { host, way }
+    }
+
+    /// A word that says what we are, and an address that says which of us.
+    fn mark() -> [u8; MARK_SIZE] {
+        let us = (&raw const BELL).addr() as u64;
+        u128::to_ne_bytes(u128::from(MARK_WORD) | u128::from(us) << 64)
+    }
+
+    /// Whether we made this block.
+    ///
+    /// # Safety
+    ///
+    /// `cancel` came from PQgetCancel, ours or a libpq's, and was not freed.
+    pub(crate) unsafe fn is_ours(cancel: *const pg_cancel) -> bool {
+        // SAFETY: the caller's promise.
+        matches!(unsafe { PgCancel::maker(cancel) }, Maker::Us(_))
+    }
+
+    /// # Safety
+    ///
+    /// As for [`PgCancel::is_ours`]; it is not freed while the answer is in use.
+    unsafe fn maker<'a>(cancel: *const pg_cancel) -> Maker<'a> {
+        // SAFETY: every struct pg_cancel begins with a sockaddr_storage, which the mark is in.
+        let mark = unsafe { cancel.cast::<u8>().add(MARK).cast::<u128>().read_unaligned() };
+        if mark == u128::from_ne_bytes(PgCancel::mark()) {
+            // SAFETY: only our blocks have this mark.
+            return Maker::Us(unsafe { &*cancel.cast::<PgCancel>() });
+        }
+        if mark as u64 == MARK_WORD { Maker::AnotherOfUs } else { Maker::Host }
+    }
+}
+
+/// PQcancel.
+///
+/// # Safety
+///
+/// `cancel` is NULL or came from PQgetCancel and is not freed meanwhile; `errbuf` has room for
+/// `errbufsize` bytes.
+pub(crate) unsafe fn cancel(
+    cancel: *mut pg_cancel,
+    errbuf: *mut c_char,
+    errbufsize: c_int,
+) -> c_int {
+    let kept = errno();
+    let size = if errbuf.is_null() { 0 } else { usize::try_from(errbufsize).unwrap_or(0) };
+    let errbuf = Errbuf { start: errbuf.cast(), size };
+    let began = now();
+    let result = if cancel.is_null() {
+        Err(Failure::Bare(b"PQcancel() -- no cancel object supplied"))
+    } else {
+        // SAFETY: the caller's promise.
+        match unsafe { PgCancel::maker(cancel) } {
+            Maker::Us(cancel) => cancel.way.go(),
+            Maker::AnotherOfUs => Err(Failure::Line(b"PQcancel() -- made by another pqcancel")),
+            // SAFETY: the caller's promise; the block is the host's, and so is the function.
+            Maker::Host => unsafe { call_host(cancel, &errbuf) },
+        }
+    };
+    let (returned, words) = match &result {
+        Ok(()) => (1, "PQcancel returned 1 after "),
+        Err(_) => (0, "PQcancel returned 0 after "),
+    };
+    if is_traced() {
+        let microseconds = now().saturating_sub(began) / 1000;
+        Line::begin().text(words.as_bytes()).number(microseconds).text(b" us").end();
+    }
+    if let Err(failure) = result {
+        failure.write_to(&errbuf);
+    }
+    set_errno(kept);
+    returned
+}
+
+impl Way {
+    fn go(&self) -> Result<(), Failure> {
+        match self {
+            Way::Refused(message) => Err(Failure::Message(message.clone())),
+            Way::NoKey => Err(Failure::Bare(b"PQcancel() -- no cancellation key received")),
+            Way::Plaintext(plaintext) => plaintext.deliver(),
+            Way::Encrypted { target, timeout } => handover::hand_over(target, *timeout),
+        }
+    }
+}
+
+type HostCancel = unsafe extern "C" fn(*mut pg_cancel, *mut c_char, c_int) -> c_int;
+
+/// PQcancel of a libpq whose blocks hold a packet (18), and of one whose blocks hold fields.
+static PACKET_CANCEL: AtomicPtr<c_void> = AtomicPtr::new(std::ptr::null_mut());
+static FIELDS_CANCEL: AtomicPtr<c_void> = AtomicPtr::new(std::ptr::null_mut());
+
+/// Remembers a libpq's own PQcancel, for blocks that it made itself.
+pub(crate) fn remember_host_cancel(version: c_int, function: HostCancel) {
+    let kind = if version >= 180_000 { &PACKET_CANCEL } else { &FIELDS_CANCEL };
+    kind.store(function as *mut c_void, Release);
+}
+
+/// A block that a libpq made for a caller that does not come by our PQgetCancel: it gets what it
+/// would get without us.
+///
+/// # Safety
+///
+/// A libpq made the block.
+unsafe fn call_host(cancel: *mut pg_cancel, errbuf: &Errbuf) -> Result<(), Failure> {
+    let (packet, fields) = (PACKET_CANCEL.load(Acquire), FIELDS_CANCEL.load(Acquire));
+    let is_packet = match (packet.is_null(), fields.is_null()) {
+        // SAFETY: the caller's promise.
+        (false, false) => unsafe { holds_packet(cancel) },
+        (no_packet, _) => !no_packet,
+    };
+    let function = if is_packet { packet } else { fields };
+    if function.is_null() {
+        return Err(Failure::Line(b"PQcancel() -- pqcancel does not know the libpq in use"));
+    }
+    // SAFETY: what is stored there are functions of this type.
+    let function = unsafe { std::mem::transmute::<*mut c_void, HostCancel>(function) };
+    let size = c_int::try_from(errbuf.size).unwrap_or(c_int::MAX);
+    // SAFETY: the block is that libpq's, and the buffer as long as it says.
+    match unsafe { function(cancel, errbuf.start.cast(), size) } {
+        0 => Err(Failure::Written),
+        _ => Ok(()),
+    }
+}
+
+/// Whether a block is one of libpq 18: nothing older is that long.
+///
+/// # Safety
+///
+/// A libpq made the block.
+unsafe fn holds_packet(cancel: *mut pg_cancel) -> bool {
+    let code = PACKET + 4;
+    // SAFETY: a block of malloc's, and only read as far as it goes.
+    unsafe {
+        libc::malloc_usable_size(cancel.cast()) >= code + 4
+            && cancel.cast::<u8>().add(code).cast::<u32>().read_unaligned()
+                == CANCEL_REQUEST_CODE.to_be()
+    }
+}
+
+/// Nanoseconds, from some beginning on.
+pub(crate) fn now() -> u64 {
+    clock(libc::CLOCK_MONOTONIC)
+}
+
+fn clock(clock: libc::clockid_t) -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: there is room for the time.
+    unsafe { libc::clock_gettime(clock, &raw mut time) };
+    time.tv_sec.cast_unsigned() * 1_000_000_000 + time.tv_nsec.cast_unsigned()
+}
+
+fn errno() -> c_int {
+    // SAFETY: the thread's own errno.
+    unsafe { *libc::__errno_location() }
+}
+
+fn set_errno(number: c_int) {
+    // SAFETY: as above.
+    unsafe { *libc::__errno_location() = number };
+}
