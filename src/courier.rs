@@ -47,7 +47,9 @@ const EXIT_PATIENCE: Duration = Duration::from_millis(1000);
 
 /// Makes sure that this process has a courier. False if it cannot have one.
 pub(crate) fn ensure_running() -> bool {
-    courier_is_here() || start()
+    // Not courier_is_here(): this is asked around every query. (A child that came about without
+    // pthread_atfork and has no courier is told so by PQcancel.)
+    COURIER_PROCESS.load(Acquire) > 0 || start()
 }
 
 static STARTING: AtomicBool = AtomicBool::new(false);

@@ -6,7 +6,6 @@
 
 #![allow(unsafe_code)]
 
-use std::collections::VecDeque;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::marker::PhantomData;
 use std::ptr::NonNull;
@@ -19,6 +18,8 @@ use crate::error::Error;
 use crate::host_layout::{self, CancelBlock};
 use crate::loader::{self, Generation, Library, Object};
 use crate::params::ConnInfo;
+use crate::recent::Recent;
+use crate::reserve;
 use crate::signal_safe;
 
 /// Types and declarations of the libpq-fe.h this library was built with.
@@ -99,10 +100,7 @@ static LATEST: AtomicPtr<Host> = AtomicPtr::new(std::ptr::null_mut());
 /// Who called us lately, from where, and whose libpq that is. Only ever tried, never waited for:
 /// without it the answer takes some microseconds longer, and a child forked while it was locked
 /// goes on without it.
-static CALLERS: Mutex<VecDeque<Caller>> = Mutex::new(VecDeque::new());
-
-/// More places in a program than this that call us take turns in being remembered.
-const MOST_CALLERS: usize = 16;
+static CALLERS: Mutex<Recent<Caller, 16>> = Mutex::new(Recent::new());
 
 struct Caller {
     return_address: usize,
@@ -118,15 +116,14 @@ impl Host {
         if let Ok(mut callers) = CALLERS.try_lock() {
             // An address may be another object's once something was unloaded.
             callers.retain(|caller| caller.generation == generation);
-            let known = callers.iter().find(|caller| caller.return_address == return_address_value);
-            if let Some(caller) = known {
+            let from_here = |caller: &Caller| caller.return_address == return_address_value;
+            if let Some(caller) = callers.find(from_here) {
                 return Ok(caller.host);
             }
         }
         let host = Host::find(return_address)?;
         if let Ok(mut callers) = CALLERS.try_lock() {
-            callers.truncate(MOST_CALLERS - 1);
-            callers.push_front(Caller { return_address: return_address_value, generation, host });
+            callers.remember(Caller { return_address: return_address_value, generation, host });
         }
         Ok(host)
     }
@@ -137,7 +134,12 @@ impl Host {
         if let Some(host) = known.into_iter().find(|host| host.identity == identity) {
             return Ok(host);
         }
-        let host = Box::leak(Box::new(Host::bind(identity)?));
+        let shortages = reserve::shortages();
+        let host = Box::new(Host::bind(identity)?);
+        if reserve::shortages() != shortages {
+            return Err(Error::OutOfMemory); // the reserve is nothing to keep for good
+        }
+        let host = Box::leak(host);
         signal_safe::remember_host_cancel(host.version, host.functions.PQcancel);
         host.previous = Host::latest();
         // If another thread was faster, its entry is left out of the list: it is merely made

@@ -29,6 +29,7 @@ pub mod message;
 mod openssl_memory;
 pub mod params;
 mod process;
+mod recent;
 mod reserve;
 mod settings;
 mod signal_safe;

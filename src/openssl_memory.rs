@@ -14,9 +14,9 @@ use openssl::error::ErrorStack;
 
 use crate::reserve::Arena;
 
-/// Twice what the first TLS connection of a process allocates. Untouched, it costs address space
+/// 4 MiB, twice what the first TLS connection of a process allocates. Untouched, it costs address space
 /// only.
-static RESERVE: Arena<{ 4 * 1024 * 1024 }> = Arena::new();
+static RESERVE: Arena<512, 32> = Arena::new();
 
 /// How many calls into OpenSSL may use the reserve right now.
 static SHELTERED: AtomicUsize = AtomicUsize::new(0);
@@ -119,7 +119,10 @@ unsafe extern "C" fn free(pointer: *mut c_void, _: *const c_char, _: c_int) {
     if RESERVE.holds(pointer.cast()) {
         let block = pointer.cast::<u8>().wrapping_sub(HEADER);
         // SAFETY: a block that take made.
-        RESERVE.give_back(block, HEADER + unsafe { size_of_block(pointer) });
+        let size = unsafe { size_of_block(pointer) };
+        if let Some(layout) = layout_of(size) {
+            RESERVE.give_back(block, layout);
+        }
     } else {
         // SAFETY: not the reserve's, so malloc's or NULL; the caller's promise otherwise.
         unsafe { libc::free(pointer) }
@@ -130,8 +133,7 @@ unsafe extern "C" fn free(pointer: *mut c_void, _: *const c_char, _: c_int) {
 const HEADER: usize = 16;
 
 fn take(size: usize) -> *mut c_void {
-    let layout = size.checked_add(HEADER).map(|size| Layout::from_size_align(size, HEADER));
-    let (Some(Ok(layout)), true) = (layout, SHELTERED.load(Ordering::Relaxed) > 0) else {
+    let (Some(layout), true) = (layout_of(size), SHELTERED.load(Ordering::Relaxed) > 0) else {
         return std::ptr::null_mut();
     };
     let block = RESERVE.take(layout);
@@ -141,6 +143,11 @@ fn take(size: usize) -> *mut c_void {
     // SAFETY: the block is aligned for it and longer than the header.
     unsafe { block.cast::<usize>().write(size) };
     block.wrapping_add(HEADER).cast()
+}
+
+/// Of a block for so many bytes, with its header.
+fn layout_of(size: usize) -> Option<Layout> {
+    Layout::from_size_align(size.checked_add(HEADER)?, HEADER).ok()
 }
 
 /// # Safety

@@ -21,86 +21,102 @@ pub(crate) fn shortages() -> usize {
     SHORTAGES.load(Ordering::Relaxed)
 }
 
-/// A block of memory that is handed out from one end to the other, and is whole again when
-/// everything has been given back.
-pub(crate) struct Arena<const SIZE: usize> {
-    memory: Memory<SIZE>,
-    state: AtomicU64,
+/// Memory that is handed out in blocks: short ones from one half, long ones from the other. What is
+/// lost (the openssl crate loses some bytes when it meets a shortage) is lost, and no more.
+pub(crate) struct Arena<const SHORT: usize, const LONG: usize> {
+    short: Half<SHORT, 64>,
+    long: Half<LONG, 1024>,
 }
 
-#[repr(align(16))]
-struct Memory<const SIZE: usize>(UnsafeCell<[u8; SIZE]>);
+impl<const SHORT: usize, const LONG: usize> Arena<SHORT, LONG> {
+    pub(crate) const fn new() -> Self {
+        Arena { short: Half::new(), long: Half::new() }
+    }
+
+    /// Whether this is a block of the arena's.
+    pub(crate) fn holds(&self, pointer: *const u8) -> bool {
+        self.short.holds(pointer) || self.long.holds(pointer)
+    }
+
+    /// Hands out a block, and counts the shortage that made it necessary. NULL if there is no room.
+    pub(crate) fn take(&self, layout: Layout) -> *mut u8 {
+        SHORTAGES.fetch_add(1, Ordering::Relaxed);
+        let (size, align) = (layout.size(), layout.align());
+        let short = (size <= 1024 && align <= 64).then(|| self.short.take(size)).flatten();
+        let long = || (align <= 1024).then(|| self.long.take(size)).flatten();
+        short.or_else(long).unwrap_or(std::ptr::null_mut())
+    }
+
+    /// Takes a block of this layout back.
+    pub(crate) fn give_back(&self, pointer: *const u8, layout: Layout) {
+        if self.short.holds(pointer) {
+            self.short.give_back(pointer, layout.size());
+        } else {
+            self.long.give_back(pointer, layout.size());
+        }
+    }
+}
+
+/// Groups of 64 units of so many bytes, each aligned to its size, and a bit for each that is in use. A block lies within one
+/// group, so that a single word says all about it and no lock is needed.
+struct Half<const GROUPS: usize, const UNIT: usize> {
+    memory: Memory<GROUPS, UNIT>,
+    used: [AtomicU64; GROUPS],
+}
+
+#[repr(align(1024))]
+struct Memory<const GROUPS: usize, const UNIT: usize>(UnsafeCell<[[[u8; UNIT]; 64]; GROUPS]>);
 
 // SAFETY: the bytes are only handed out, each to one allocation at a time.
-unsafe impl<const SIZE: usize> Sync for Memory<SIZE> {}
+unsafe impl<const GROUPS: usize, const UNIT: usize> Sync for Memory<GROUPS, UNIT> {}
 
-/// How much is handed out (high half), and in how many allocations (low half).
-#[derive(Clone, Copy)]
-struct Use {
-    end: usize,
-    live: usize,
-}
-
-impl Use {
-    fn unpack(state: u64) -> Use {
-        Use { end: (state >> 32) as usize, live: (state & 0xffff_ffff) as usize }
-    }
-
-    fn pack(self) -> u64 {
-        (self.end as u64) << 32 | self.live as u64
-    }
-}
-
-impl<const SIZE: usize> Arena<SIZE> {
-    pub(crate) const fn new() -> Self {
-        Arena { memory: Memory(UnsafeCell::new([0; SIZE])), state: AtomicU64::new(0) }
+impl<const GROUPS: usize, const UNIT: usize> Half<GROUPS, UNIT> {
+    const fn new() -> Self {
+        let memory = Memory(UnsafeCell::new([[[0; UNIT]; 64]; GROUPS]));
+        Half { memory, used: [const { AtomicU64::new(0) }; GROUPS] }
     }
 
     fn base(&self) -> *mut u8 {
         self.memory.0.get().cast()
     }
 
-    /// Whether this is a block of the arena's.
-    pub(crate) fn holds(&self, pointer: *const u8) -> bool {
-        (self.base().addr()..self.base().addr() + SIZE).contains(&pointer.addr())
+    fn holds(&self, pointer: *const u8) -> bool {
+        let size = GROUPS * 64 * UNIT;
+        (self.base().addr()..self.base().addr() + size).contains(&pointer.addr())
     }
 
-    /// Hands out a block, and counts the shortage that made it necessary. NULL if there is no room.
-    pub(crate) fn take(&self, layout: Layout) -> *mut u8 {
-        SHORTAGES.fetch_add(1, Ordering::Relaxed);
-        let mut start = 0;
-        let taken = self.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, |state| {
-            let used = Use::unpack(state);
-            start = used.end.checked_next_multiple_of(layout.align().max(16))?;
-            let end = start.checked_add(layout.size()).filter(|end| *end <= SIZE)?;
-            Some(Use { end, live: used.live + 1 }.pack())
-        });
-        match taken {
-            Ok(_) => self.base().wrapping_add(start),
-            Err(_) => std::ptr::null_mut(),
+    /// As many ones as the block has units; none if it is too long.
+    fn units(size: usize) -> Option<u64> {
+        let count = u32::try_from(size.div_ceil(UNIT)).ok().filter(|count| *count <= 64)?;
+        Some(u64::MAX.checked_shr(64 - count).unwrap_or(0))
+    }
+
+    fn take(&self, size: usize) -> Option<*mut u8> {
+        let units = Self::units(size)?;
+        for (group, used) in self.used.iter().enumerate() {
+            let mut first = 0;
+            let taken = used.fetch_update(Ordering::AcqRel, Ordering::Acquire, |bits| {
+                first = (0..=units.leading_zeros()).find(|shift| bits & units << shift == 0)?;
+                Some(bits | units << first)
+            });
+            if taken.is_ok() {
+                return Some(self.base().wrapping_add((group * 64 + first as usize) * UNIT));
+            }
         }
+        None
     }
 
-    /// Takes a block of this size back. The room of the one handed out last is free at once.
-    pub(crate) fn give_back(&self, pointer: *const u8, size: usize) {
-        let start = pointer.addr() - self.base().addr();
-        // The update always succeeds.
-        let _ = self.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, |state| {
-            let used = Use::unpack(state);
-            let live = used.live.saturating_sub(1);
-            let end = match live {
-                0 => 0,
-                _ if start + size == used.end => start,
-                _ => used.end,
-            };
-            Some(Use { end, live }.pack())
-        });
+    fn give_back(&self, pointer: *const u8, size: usize) {
+        let unit = (pointer.addr() - self.base().addr()) / UNIT;
+        if let (Some(used), Some(units)) = (self.used.get(unit / 64), Self::units(size)) {
+            used.fetch_and(!(units << (unit % 64)), Ordering::AcqRel);
+        }
     }
 }
 
-/// The system's allocator, and the reserve behind it: far more than one call needs at a time.
-/// Untouched, it costs address space only.
-struct Allocator(Arena<{ 256 * 1024 }>);
+/// The system's allocator, and the reserve behind it: 384 KiB, far more than one call needs at a
+/// time. Untouched, it costs address space only.
+struct Allocator(Arena<32, 4>);
 
 // SAFETY: every block comes from the system's allocator or, by `take`, is a part of the reserve
 // that nothing else has until it is given back; which of the two, its address tells.
@@ -113,7 +129,7 @@ unsafe impl GlobalAlloc for Allocator {
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
         if self.0.holds(pointer) {
-            self.0.give_back(pointer, layout.size());
+            self.0.give_back(pointer, layout);
         } else {
             // SAFETY: not the reserve's, so the system's; the caller's promise otherwise.
             unsafe { System.dealloc(pointer, layout) }
@@ -149,36 +165,57 @@ unsafe impl GlobalAlloc for Allocator {
 mod tests {
     use super::*;
 
-    const SIZE: usize = 4096;
-
     fn layout(size: usize, align: usize) -> Layout {
         Layout::from_size_align(size, align).unwrap()
     }
 
     #[test]
-    fn an_arena_is_handed_out_in_order_and_whole_again_in_the_end() {
-        let arena = Arena::<SIZE>::new();
+    fn blocks_do_not_overlap_and_their_room_is_free_again() {
+        let arena = Arena::<1, 1>::new();
         let before = shortages();
-        let first = arena.take(layout(100, 64));
-        let second = arena.take(layout(100, 16));
-        assert!(arena.holds(first) && arena.holds(second));
-        assert!(second.addr() >= first.addr() + 100);
-        assert_eq!(shortages(), before + 2);
-        assert!(arena.take(layout(SIZE, 1)).is_null());
-        arena.give_back(first, 100);
-        assert!(arena.take(layout(SIZE, 1)).is_null());
-        arena.give_back(second, 100);
-        assert_eq!(arena.take(layout(SIZE, 1)), arena.base());
+        let long = arena.take(layout(60 * 1024, 8));
+        let blocks: Vec<_> = (0..4).map(|_| arena.take(layout(1024, 64))).collect();
+        assert!(blocks.iter().all(|block| arena.holds(*block) && block.addr() % 64 == 0));
+        assert!(blocks.windows(2).all(|pair| pair[1].addr() >= pair[0].addr() + 1024));
+        // The short half is full; the long one has 4 units left.
+        let more: Vec<_> = (0..4).map(|_| arena.take(layout(1, 1))).collect();
+        assert!(more.iter().all(|block| arena.long.holds(*block)));
+        assert!(arena.take(layout(1, 1)).is_null());
+        assert_eq!(shortages(), before + 10);
+        arena.give_back(blocks[2], layout(1024, 64));
+        assert_eq!(arena.take(layout(1000, 1)), blocks[2]);
+        arena.give_back(long, layout(60 * 1024, 8));
+        assert_eq!(arena.take(layout(60 * 1024, 8)), long);
     }
 
     #[test]
-    fn the_block_handed_out_last_makes_room_at_once() {
-        let arena = Arena::<SIZE>::new();
-        let first = arena.take(layout(16, 16));
+    fn what_is_too_long_is_refused_and_what_just_fits_is_not() {
+        let arena = Arena::<1, 1>::new();
+        assert!(arena.take(layout(64 * 1024 + 1, 1)).is_null());
+        let all = arena.take(layout(64 * 1024, 1));
+        assert!(arena.long.holds(all) && arena.take(layout(1025, 1)).is_null());
+        arena.give_back(all, layout(64 * 1024, 1));
+        assert_eq!(arena.take(layout(1025, 1)), all);
+    }
+
+    #[test]
+    fn blocks_are_aligned_or_refused() {
+        let arena = Arena::<1, 1>::new();
+        for align in [1, 64, 128, 1024] {
+            let block = arena.take(layout(1, align));
+            assert!(!block.is_null() && block.addr() % align == 0);
+        }
+        assert!(arena.take(layout(1, 2048)).is_null());
+    }
+
+    #[test]
+    fn what_is_lost_costs_nothing_else() {
+        let arena = Arena::<1, 1>::new();
+        arena.take(layout(8, 8));
+        let block = arena.take(layout(500, 8));
         for _ in 0..1000 {
-            let block = arena.take(layout(1000, 16));
-            assert_eq!(block, first.wrapping_add(16));
-            arena.give_back(block, 1000);
+            arena.give_back(block, layout(500, 8));
+            assert_eq!(arena.take(layout(500, 8)), block);
         }
     }
 

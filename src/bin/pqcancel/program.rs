@@ -35,8 +35,8 @@ pub(crate) fn find(name: &OsStr) -> io::Result<PathBuf> {
     let mut error = Errno::NOENT;
     let path = env::var_os("PATH").unwrap_or(DEFAULT_PATH.into());
     for directory in env::split_paths(&path) {
-        // An empty entry is the current directory.
-        let candidate = Path::new(".").join(directory).join(name);
+        // An empty entry, the current directory, leaves the name: exec searches again, as here.
+        let candidate = directory.join(name);
         match metadata(&candidate) {
             Ok(found) if found.is_file() && access(&candidate, Access::EXEC_OK).is_ok() => {
                 return Ok(candidate);
