@@ -12,6 +12,8 @@ import certs as certs_module
 import comparison
 import peers
 import programs
+from eavesdropper import Eavesdropper
+from monitor import Monitor
 from server import Postgres
 
 # Two databases that know only one way in: a session with sslmode=allow must end up with TLS in the one, and one with
@@ -44,6 +46,18 @@ def servers(certs):
             subprocess.run(["psql", "--no-psqlrc", "--quiet", "--command", f"create database {name}",
                             running["15"].conninfo()], check=True)
         yield running
+
+
+@pytest.fixture(scope="session")
+def monitor(servers):
+    with Monitor(servers["15"]) as running:
+        yield running
+
+
+@pytest.fixture
+def eavesdropper(servers, certs):
+    with Eavesdropper(servers["15"], certs) as listening:
+        yield listening
 
 
 @pytest.fixture(scope="session")

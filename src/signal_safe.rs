@@ -139,14 +139,16 @@ pub(crate) unsafe fn cancel(
             Maker::Host => unsafe { call_host(cancel, &errbuf) },
         }
     };
-    let (returned, words) = match &result {
-        Ok(()) => (1, "PQcancel returned 1 after "),
-        Err(_) => (0, "PQcancel returned 0 after "),
-    };
     if is_traced() {
-        let microseconds = now().saturating_sub(began) / 1000;
-        Line::begin().text(words.as_bytes()).number(microseconds).text(b" us").end();
+        let mut line = Line::begin();
+        line.text(b"PQcancel returned ").number(u64::from(result.is_ok()));
+        line.text(b" after ").number(now().saturating_sub(began) / 1000).text(b" us");
+        if let Err(failure) = &result {
+            failure.trace(&mut line);
+        }
+        line.end();
     }
+    let returned = c_int::from(result.is_ok());
     if let Err(failure) = result {
         failure.write_to(&errbuf);
     }

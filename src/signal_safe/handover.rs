@@ -129,7 +129,7 @@ impl Slot {
     }
 
     fn wait(&self, deadline: u64) -> Result<(), Failure> {
-        let mut watch = Watch { heartbeat: HEARTBEAT.load(Relaxed), since: now() };
+        let mut watch = Watch::begin(now());
         loop {
             let state = self.state.load(Acquire);
             match state {
@@ -253,15 +253,24 @@ impl Slot {
 /// Looks out for a courier that cannot go on.
 struct Watch {
     heartbeat: u32,
+    /// Since when it has not done anything, as far as was seen.
     since: u64,
+    looked: u64,
 }
 
 impl Watch {
+    fn begin(time: u64) -> Watch {
+        Watch { heartbeat: HEARTBEAT.load(Relaxed), since: time, looked: time }
+    }
+
     fn is_stuck(&mut self, time: u64, state: u32) -> bool {
-        let heartbeat = HEARTBEAT.load(Relaxed);
+        if time.saturating_sub(self.looked) < LOOK_EVERY {
+            return false;
+        }
+        self.looked = time;
         let busy = state == POSTED || PRESENCE.load(Relaxed) != 0;
-        if heartbeat != self.heartbeat || !busy || !courier_sleeps() {
-            *self = Watch { heartbeat, since: time };
+        if HEARTBEAT.load(Relaxed) != self.heartbeat || !busy || !courier_sleeps() {
+            *self = Watch::begin(time);
         }
         time.saturating_sub(self.since) >= STUCK_AFTER
     }

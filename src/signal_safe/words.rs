@@ -49,33 +49,42 @@ pub(super) struct Errbuf {
 }
 
 impl Failure {
-    /// Cut short where the buffer is small; where it has room for that, it ends in a newline all
-    /// the same, as in libpq.
-    pub(super) fn write_to(&self, errbuf: &Errbuf) {
+    /// What it says, and how much of that is the opening: libpq ends a message in a newline where
+    /// the buffer has room for the opening and that.
+    fn words(&self) -> (Line, usize) {
         let mut line = Line::empty();
         let opening = match self {
-            Failure::Bare(text) => return errbuf.put(line.text(text), b""),
+            Failure::Bare(text) => {
+                line.text(text);
+                usize::MAX // never
+            }
             Failure::Line(text) => line.text(text).length.min(1),
             Failure::Message(message) => {
                 let text = message.0.split(|byte| *byte == 0).next().unwrap_or_default();
                 line.text(text).length.min(1)
             }
-            Failure::Errno(text, number) => {
-                let opening = line.text(text).length;
-                line.text(b"error ").number(u64::from(number.unsigned_abs()));
-                opening
-            }
+            Failure::Errno(text, number) => line.text(text).and_error(*number),
             Failure::Option(name, number) => {
-                line.text(b"PQcancel() -- setsockopt(").text(name);
-                let opening = line.text(b") failed: ").length;
-                line.text(b"error ").number(u64::from(number.unsigned_abs()));
-                opening
+                line.text(b"PQcancel() -- setsockopt(").text(name).text(b") failed: ");
+                line.and_error(*number)
             }
-            Failure::Written => return,
+            Failure::Written => line.text(b"as libpq told").length,
         };
-        // libpq puts no newline where the opening alone fills the buffer.
-        let newline: &[u8] = if opening + 2 <= errbuf.size { b"\n" } else { b"" };
-        errbuf.put(&line, newline);
+        (line, opening)
+    }
+
+    /// Cut short where the buffer is small.
+    pub(super) fn write_to(&self, errbuf: &Errbuf) {
+        let (line, opening) = self.words();
+        let has_room = opening.checked_add(2).is_some_and(|needed| needed <= errbuf.size);
+        if !matches!(self, Failure::Written) {
+            errbuf.put(&line, if has_room { b"\n" } else { b"" });
+        }
+    }
+
+    /// The last line of a PQcancel's trace.
+    pub(super) fn trace(&self, line: &mut Line) {
+        line.text(b": ").text(self.words().0.as_bytes());
     }
 }
 
@@ -119,6 +128,13 @@ impl Line {
     /// Appends a number in decimal.
     pub(crate) fn number(&mut self, number: u64) -> &mut Line {
         self.padded(number, 1)
+    }
+
+    /// Appends an error number; tells how long the line was before.
+    fn and_error(&mut self, number: c_int) -> usize {
+        let opening = self.length;
+        self.text(b"error ").number(u64::from(number.unsigned_abs()));
+        opening
     }
 
     fn padded(&mut self, mut number: u64, width: usize) -> &mut Line {
