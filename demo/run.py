@@ -1,7 +1,8 @@
-"""`make demo`: cancels one query twice, with libpq's PQcancel and with pqcancel, and shows what an eavesdropper sees.
+"""`make demo`: cancels one query three times, with psql, with psql under pqcancel, and with a program written for it, and
+shows what an eavesdropper sees.
 
-Starts a private PostgreSQL that accepts TLS only and an eavesdropping proxy in front of it, runs both programs through
-the proxy, and judges by what was recorded. Exits 0 only if both queries were cancelled and pqcancel's request was
+Starts a private PostgreSQL that accepts TLS only and an eavesdropping proxy in front of it, runs the programs through
+the proxy, and judges by what was recorded. Exits 0 only if all queries were cancelled and pqcancel's requests were
 unreadable.
 """
 
@@ -34,11 +35,27 @@ from server import Postgres, conninfo  # noqa: E402
 
 SECONDS = 20  # for anything that should take milliseconds
 TLS_ONLY = "local all all trust\nhostssl all all 127.0.0.1/32 trust\nhostssl all all ::1/128 trust\n"
-CANCELLED = "57014"  # query_canceled
+CANCELLED = "canceling statement due to user request"
+QUERY = "select pg_sleep(60)"
 
 
 class DemoError(Exception):
     """The demo could not be shown."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """What is run: psql, interrupted by Ctrl-C, or demo/cancel.c, which waits for Enter."""
+
+    name: str
+    command: list[Path | str]
+    interrupted: bool = False
+
+    def go(self, process: subprocess.Popen) -> str:
+        """Makes it cancel its query; returns what it printed."""
+        if self.interrupted:
+            process.send_signal(signal.SIGINT)
+        return process.communicate(None if self.interrupted else "\n", timeout=SECONDS)[0]
 
 
 @dataclass(frozen=True)
@@ -53,7 +70,7 @@ class Cancelled:
 
     @property
     def stopped(self) -> bool:
-        return f"SQLSTATE {CANCELLED}" in self.output
+        return CANCELLED in self.output
 
     @property
     def readable(self) -> bool:
@@ -68,16 +85,15 @@ class Cancelled:
 
 
 class Stage:
-    """What both programs run on: the server, the eavesdropper in front of it, and the compiled programs."""
+    """What the programs run on: the server, and the eavesdropper in front of it."""
 
-    def __init__(self, postgres: Postgres, eavesdropper: Eavesdropper, ca: Path, home: Path, programs: Path):
-        self.postgres, self.eavesdropper, self.ca = postgres, eavesdropper, ca
-        self.home, self.programs = home, programs
+    def __init__(self, postgres: Postgres, eavesdropper: Eavesdropper, ca: Path, home: Path):
+        self.postgres, self.eavesdropper, self.ca, self.home = postgres, eavesdropper, ca, home
         self.psql = shutil.which("psql", path=f"{postgres.prefix / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}")
         if not self.psql:
-            raise DemoError("psql is needed to see when the query runs: apt-get install postgresql-client")
+            raise DemoError("psql is needed: apt-get install postgresql-client")
         # Nothing of the user's own may change what is shown: no PG* variables, no files in ~/.postgresql.
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "PQCANCEL_"))}
         self.environment = {**clean, "HOME": str(home), "PGGSSENCMODE": "disable", "PGCONNECT_TIMEOUT": str(SECONDS)}
 
     def ask(self, query: str) -> str:
@@ -87,24 +103,24 @@ class Stage:
                                                   user=self.postgres.superuser, dbname="postgres")],
             env=self.environment, check=True, capture_output=True, text=True, timeout=SECONDS).stdout.strip()
 
-    def run(self, program: str) -> Cancelled:
-        """Runs a program through the eavesdropper; presses its Enter when the server says that its query is running."""
+    def run(self, program: Program) -> Cancelled:
+        """Runs a program through the eavesdropper; makes it cancel when the server says that its query is running."""
         session = conninfo(host="localhost", hostaddr=self.eavesdropper.host, port=self.eavesdropper.port,
-                           dbname="postgres", user=self.postgres.superuser, application_name=program,
+                           dbname="postgres", user=self.postgres.superuser, application_name=program.name,
                            sslmode="verify-full", sslrootcert=self.ca)
-        process = subprocess.Popen([self.programs / program, session], env=self.environment, text=True,
+        process = subprocess.Popen([*program.command, session], env=self.environment, text=True,
                                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         try:
-            pid = self._wait_for_query(program, process)
-            output, _ = process.communicate("\n", timeout=SECONDS)
+            pid = self._wait_for_query(program.name, process)
+            output = program.go(process)
         except subprocess.TimeoutExpired as late:
-            raise DemoError(f"{program} did not end within {SECONDS} seconds of the cancel") from late
+            raise DemoError(f"{program.name} did not end within {SECONDS} seconds of the cancel") from late
         finally:
             process.kill()
             process.communicate()
         connections = self.eavesdropper.take(SECONDS)
-        if process.returncode != 0 or len(connections) != 2:
-            raise DemoError(f"{program} failed, after {len(connections)} connections (2 expected):\n{output}")
+        if len(connections) != 2:
+            raise DemoError(f"{program.name} failed, after {len(connections)} connections (2 expected):\n{output}")
         first, second = connections
         return Cancelled(output, decode.read(first), connections, decode.read(second, "CancelRequest"), pid)
 
@@ -124,7 +140,7 @@ def main() -> int:
     arguments = parse_arguments()
     on_interrupt(interrupt)
     try:
-        programs = compile_programs(arguments.build, arguments.lib)
+        program = compile_program(arguments.build, arguments.lib)
         with ExitStack() as stack:
             home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pqcancel-demo-")))
             made = certs.make(home / "certs")
@@ -133,7 +149,7 @@ def main() -> int:
                 postgres = stack.enter_context(Postgres(prefix, made, hba=TLS_ONLY))
             eavesdropper = stack.enter_context(Eavesdropper((postgres.host, postgres.port)))
             stack.callback(on_interrupt, signal.SIG_IGN)  # runs first: nothing interrupts the cleaning up
-            return perform(Stage(postgres, eavesdropper, made.ca, home, programs))
+            return perform(Stage(postgres, eavesdropper, made.ca, home), arguments.lib.with_name("pqcancel"), program)
     except (DemoError, peers.PeerError, OSError, RuntimeError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
@@ -178,8 +194,8 @@ def interrupts_put_off():
             interrupt(noted[0], None)
 
 
-def compile_programs(build: Path, lib: Path) -> Path:
-    """Compiles both programs into build, and puts the library next to them under the names that linkers look for."""
+def compile_program(build: Path, lib: Path) -> Path:
+    """Compiles demo/cancel.c into build, and puts the library next to it under the names that linkers look for."""
     if not lib.exists():
         raise DemoError(f"{lib} is not there: run make first")
     build.mkdir(parents=True, exist_ok=True)
@@ -188,10 +204,9 @@ def compile_programs(build: Path, lib: Path) -> Path:
         (build / name).symlink_to(lib.resolve())
     compiler = [*shlex.split(os.environ.get("CC", "cc")), "-std=c11", "-Wall", "-Wextra", "-Werror", "-O2"]
     libpq = {what: shlex.split(output("pkg-config", f"--{what}", "libpq")) for what in ("cflags", "libs")}
-    output(*compiler, *libpq["cflags"], "-o", build / "pqcancel_legacy", DEMO / "pqcancel_legacy.c", *libpq["libs"])
     output(*compiler, f"-I{ROOT / 'include'}", *libpq["cflags"], "-o", build / "cancel", DEMO / "cancel.c",
            f"-L{build}", "-lpqcancel", *libpq["libs"], "-Wl,-rpath,$ORIGIN")
-    return build
+    return build / "cancel"
 
 
 def output(*command) -> str:
@@ -201,24 +216,28 @@ def output(*command) -> str:
         raise DemoError(f"{command[0]} is needed: {missing}") from missing
 
 
-def perform(stage: Stage) -> int:
-    page.show(page.coloured("pqcancel demo: one query, cancelled twice, while an eavesdropper listens", page.BOLD))
-    page.paragraph(f"PostgreSQL {stage.ask('show server_version')} accepts nothing but TLS (hostssl). The programs, "
-                   f"compiled with libpq {output('pkg-config', '--modversion', 'libpq').strip()}, connect with "
-                   "sslmode=verify-full. Between them a proxy passes every byte on and keeps a copy.")
+def perform(stage: Stage, wrapper: Path, program: Path) -> int:
+    page.show(page.coloured("pqcancel demo: one query, cancelled three times, while an eavesdropper listens", page.BOLD))
+    page.paragraph(f"PostgreSQL {stage.ask('show server_version')} accepts nothing but TLS (hostssl). The programs, over "
+                   f"libpq {output('pkg-config', '--modversion', 'libpq').strip()}, connect with sslmode=verify-full. "
+                   "Between them a proxy passes every byte on and keeps a copy.")
+    psql = [stage.psql, "-X", "-c", QUERY]
 
-    page.heading("1. libpq's own PQcancel (demo/pqcancel_legacy.c)")
-    legacy = stage.run("pqcancel_legacy")
-    report(legacy)
-    page.heading("2. pqcancel, from an event loop (demo/cancel.c)")
-    ours = stage.run("cancel")
-    report(ours)
+    page.heading(f"1. psql -c '{QUERY}', and Ctrl-C")
+    plain = stage.run(Program("psql", psql, interrupted=True))
+    report(plain)
+    page.heading(f"2. pqcancel psql -c '{QUERY}', and Ctrl-C")
+    preloaded = stage.run(Program("pqcancel psql", [wrapper, *psql], interrupted=True))
+    report(preloaded)
+    page.heading("3. A program of its own, which cancels from its event loop (demo/cancel.c)")
+    linked = stage.run(Program("demo/cancel.c", [program]))
+    report(linked)
 
-    page.heading("3. The bytes on the wire that carry the cancel request")
+    page.heading("The bytes on the wire that carry the cancel request")
     page.show()
-    page.columns("libpq PQcancel", legacy.reading, "pqcancel", ours.reading)
+    page.columns("psql", plain.reading, "pqcancel psql", preloaded.reading)
     page.show()
-    return judge(legacy, ours)
+    return judge(plain, {"pqcancel psql": preloaded, "demo/cancel.c": linked})
 
 
 def report(run: Cancelled) -> None:
@@ -228,28 +247,28 @@ def report(run: Cancelled) -> None:
     page.time_line(run.connections[-1], run.reading)
 
 
-def judge(legacy: Cancelled, ours: Cancelled) -> int:
+def judge(plain: Cancelled, ours: dict[str, Cancelled]) -> int:
     """Says what was found, and returns 0 if pqcancel did what it promises."""
-    faults = [f"{name} did not cancel the query (no SQLSTATE {CANCELLED})"
-              for name, run in (("libpq's PQcancel", legacy), ("pqcancel", ours)) if not run.stopped]
-    if not ours.session.version:
-        faults.append("the session itself did not run over TLS")
-    if ours.readable:
-        faults.append("pqcancel's cancel request is readable on the wire")
-    elif not (ours.reading.version and ours.reading.sealed):
-        faults.append("pqcancel's cancel request was not seen inside TLS")
-    if legacy.reading.cancel:
-        page.paragraph(f"libpq sent PID {legacy.reading.cancel.pid} and cancel key {legacy.reading.cancel.key.hex()} of a "
-                       f"{legacy.session.version} session in plaintext: whoever reads them can cancel that session's "
+    faults = [f"{name} did not cancel the query" for name, run in {"psql": plain, **ours}.items() if not run.stopped]
+    for name, run in ours.items():
+        if not run.session.version:
+            faults.append(f"the session of {name} did not run over TLS")
+        if run.readable:
+            faults.append(f"the cancel request of {name} is readable on the wire")
+        elif not (run.reading.version and run.reading.sealed):
+            faults.append(f"the cancel request of {name} was not seen inside TLS")
+    if plain.reading.cancel:
+        page.paragraph(f"psql sent PID {plain.reading.cancel.pid} and cancel key {plain.reading.cancel.key.hex()} of a "
+                       f"{plain.session.version} session in plaintext: whoever reads them can cancel that session's "
                        "queries for as long as it lives.", colour=page.RED)
     else:
-        page.paragraph("libpq's PQcancel did not send a readable cancel request here.")
+        page.paragraph("psql did not send a readable cancel request here.")
     if faults:
         page.paragraph(f"FAILED: {'; '.join(faults)}.", colour=page.RED)
         return 1
-    page.paragraph(f"pqcancel sent them over {ours.reading.version} ({ours.reading.cipher}): no cancel request is readable "
-                   f"in any of the {ours.size} bytes of its two connections. Both queries ended with SQLSTATE "
-                   f"{CANCELLED}.", colour=page.GREEN)
+    size, reading = sum(run.size for run in ours.values()), ours["pqcancel psql"].reading
+    page.paragraph(f"pqcancel sent them over {reading.version} ({reading.cipher}): no cancel request is readable in any of "
+                   f"the {size} bytes of its connections. All three queries ended at once: {CANCELLED}.", colour=page.GREEN)
     return 0
 
 
