@@ -75,6 +75,14 @@ def laboratory(drivers, certs, servers):
     made.close()
 
 
+@pytest.fixture(scope="session")
+def old(certs, servers):
+    """As `laboratory`, with old_functions.c in the driver's place: for PQgetCancel, PQcancel and their like."""
+    made = programs.laboratory_of(programs.build_old_functions(), certs, servers)
+    yield made
+    made.close()
+
+
 def pytest_terminal_summary(terminalreporter):
     tally = comparison.tally
     if tally.compared:

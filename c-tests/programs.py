@@ -65,6 +65,10 @@ def build_guest() -> Path:
     return build(BUILD / "guest", ("driver.c", "guest.c", "process_state.c", "session.c", "transcript.c"), "-lm")
 
 
+def build_old_functions() -> Path:
+    return build(BUILD / "old_functions", ("driver.c", "old_functions.c", "session.c", "transcript.c"))
+
+
 def laboratory_of(directory: Path, certs, servers) -> Laboratory:
     return Laboratory(certs, servers, directory, peers.libpq18(), library_directory() / "libpqcancel.so")
 

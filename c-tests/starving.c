@@ -1,11 +1,12 @@
 /*
  * Cancels while memory is short: at the first allocation, at the STEPth next, and so on until none fails any more.
  *
- *     starving CONNINFO (fork|here|warm|thread)-(ours|all)-(on|once) [STEP]
+ *     starving CONNINFO (fork|here|warm|thread|old)-(ours|all)-(on|once) [STEP]
  *
  * fork: each cancel in a child of its own, in which the library has not been used before; the parent tells how it ended.
  * here: all in one process, where every shortage may leave something behind. warm: the same, after a good cancel.
  * thread: as warm, but each in a new thread, and that in a child of its own: OpenSSL keeps something for each thread.
+ * old: as here, but by PQgetCancel and PQcancel; of a session over TLS it is another thread of the library's that starves.
  * Prints one line for each way it ended.
  */
 #define _GNU_SOURCE
@@ -112,6 +113,36 @@ cancel_starving(PGconn *session, struct starvation order)
 	return open_descriptors() == before ? ending : LEAKED;
 }
 
+/* The same by the old functions. Everything that PQcancel says is in the buffer, and it may be called again. */
+static enum ending
+cancel_old_starving(PGconn *session, struct starvation order)
+{
+	int			before = open_descriptors();
+	char		errbuf[256] = "";
+	bool		delivered;
+	struct starved starved;
+	PGcancel   *cancel;
+
+	if (!starve_begin(order))
+		die("libpqcancel.so is not loaded");
+	cancel = PQgetCancel(session);
+	delivered = cancel && PQcancel(cancel, errbuf, sizeof(errbuf));
+	starved = starve_end();
+	if (!cancel)
+		return NULL_OBJECT;
+	if (!delivered && !strchr(errbuf, '\n'))
+		return NO_MESSAGE;
+	if (!delivered && !PQcancel(cancel, errbuf, sizeof(errbuf)))
+	{
+		fprintf(stderr, "not good again: %s", errbuf);
+		return NOT_AGAIN;
+	}
+	PQfreeCancel(cancel);
+	if (open_descriptors() != before)
+		return LEAKED;
+	return !delivered ? FAILED : starved.failures ? DELIVERED_STARVED : DELIVERED;
+}
+
 struct job
 {
 	PGconn	   *session;
@@ -193,7 +224,7 @@ main(int argc, char **argv)
 	long		step;
 
 	if (argc < 3)
-		die("usage: starving CONNINFO (fork|here|warm|thread)-(ours|all)-(on|once) [STEP]");
+		die("usage: starving CONNINFO (fork|here|warm|thread|old)-(ours|all)-(on|once) [STEP]");
 	if (!starve_begin)
 		die("starve.so is not preloaded");
 	threads = strstr(argv[2], "thread") != NULL;
@@ -209,7 +240,8 @@ main(int argc, char **argv)
 	alarm(WATCHDOG_SECONDS);
 	for (; ending != DELIVERED; order.first += step)
 	{
-		ending = forks ? cancel_in_child(session, order, threads) : cancel_starving(session, order);
+		ending = forks ? cancel_in_child(session, order, threads)
+			: strstr(argv[2], "old") ? cancel_old_starving(session, order) : cancel_starving(session, order);
 		if (tally[ending].count < MAX_LISTED)
 			tally[ending].first[tally[ending].count] = order.first;
 		tally[ending].count++;

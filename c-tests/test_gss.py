@@ -27,8 +27,8 @@ HOW_PROTECTED = f"""
 select gss_authenticated, gss.encrypted, ssl from pg_stat_activity
 join pg_stat_gssapi gss using (pid) join pg_stat_ssl using (pid) where application_name = '{SESSION}'
 """
-REFUSED = ('status=BAD socket=-1 error="pqcancel cannot cancel a session that is encrypted with GSSAPI, '
-           'and will not do so in plaintext\\n"')
+IN_WORDS = "pqcancel cannot cancel a session that is encrypted with GSSAPI, and will not do so in plaintext"
+REFUSED = f'status=BAD socket=-1 error="{IN_WORDS}\\n"'
 CREATE = f"PQcancelCreate -> object  {REFUSED}"
 START = f"PQcancelStart -> 0  {REFUSED}"
 POLL = f"PQcancelPoll -> FAILED  {REFUSED}"
@@ -112,6 +112,20 @@ def test_session_encrypted_with_gssapi_is_refused(laboratory, realm, proxy, tmp_
     assert protection == ["t|t|f"], transcript
     assert sent == [], transcript
     assert transcript.splitlines() == ["session: ssl=0", *CALLS[scenario], "PQcancelFinish", "exit status 0"]
+
+
+OLD_FUNCTIONS = {
+    "cancel": ["PQgetCancel -> a PGcancel", f'PQcancel -> 0 errno kept, errbuf "PQcancel() -- {IN_WORDS}\\n"'],
+    "request": [f'PQrequestCancel -> 0 errno kept, errbuf "PQcancel() -- {IN_WORDS}\\n"'],
+}
+
+
+@pytest.mark.parametrize("scenario", OLD_FUNCTIONS)
+def test_the_old_functions_refuse_it_too(old, realm, proxy, tmp_path, scenario):
+    transcript, protection, sent = run(old, realm, proxy, tmp_path, "require", scenario)
+    assert protection == ["t|t|f"], transcript
+    assert sent == [], transcript
+    assert transcript.splitlines()[1:1 + len(OLD_FUNCTIONS[scenario])] == OLD_FUNCTIONS[scenario], transcript
 
 
 def test_same_session_over_tls_is_cancelled(laboratory, realm, proxy, tmp_path):

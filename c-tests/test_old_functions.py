@@ -16,15 +16,6 @@ PLAINTEXT = ["tcp4", "tcp6", "unix", "abstract", "plain18"]
 TLS = ["tls15", "tls18", "direct18"]
 
 
-@pytest.fixture(scope="module")
-def old(certs, servers):
-    """As `laboratory`, with old_functions.c in the driver's place."""
-    sources = ("driver.c", "old_functions.c", "session.c", "transcript.c")
-    made = programs.laboratory_of(programs.build(programs.BUILD / "old_functions", sources), certs, servers)
-    yield made
-    made.close()
-
-
 DELIVERED = 'PQcancel -> 1 errno kept, errbuf "####"'
 
 # Scenarios of old_functions.c, how often, and what libpq 18 must show.

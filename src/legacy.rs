@@ -38,6 +38,7 @@ pub(crate) fn get(session: &Session<'_>) -> Option<PgCancel> {
             let host = host_bytes(&block, &way);
             PgCancel::new(host, way)
         }
+        Err(Error::OutOfMemory) => return None,
         Err(error) => unusable(&error),
     })
 }
