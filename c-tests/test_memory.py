@@ -116,7 +116,7 @@ SWEEPS = [
     ("thread-ours-on", "tls15", 7), ("thread-ours-once", "tls15", 7), ("here-ours-on", "tls15", 101),
     ("warm-ours-on", "tls15", 3), ("warm-ours-once", "tls15", 7), ("warm-all-once", "tls15", 11),
     ("old-ours-on", "tcp4", 1), ("old-ours-once", "unix", 1), ("old-all-on", "tcp4", 1),
-    ("old-ours-on", "tls15", 13), ("old-ours-once", "tls15", 17), ("old-all-once", "tls15", 19),
+    ("old-ours-on", "tls15", 13), ("old-ours-once", "tls15", 17),
 ]
 
 
