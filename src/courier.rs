@@ -222,6 +222,7 @@ extern "C" fn after_fork_in_child() {
         slot.reset();
     }
     PRESENCE.store(0, Release);
+    COURIER_THREAD.store(0, Release);
     STARTING.store(false, Release);
     if had_courier {
         let _ = catch(ensure_running);

@@ -1,5 +1,6 @@
 //! The sessions that PQgetCancel was called for lately: a client that calls it around every query,
-//! as psql does, has the snapshot taken once.
+//! as psql does, has the snapshot taken once. A session that was closed is forgotten, and its key
+//! wiped, when its place is needed.
 
 use std::sync::{Arc, Mutex};
 

@@ -192,7 +192,7 @@ impl Slot {
 
     /// Takes a request that was posted, and what it is for.
     pub(crate) fn take(&self) -> Option<Arc<Target>> {
-        if self.state.load(Relaxed) == WITHDRAWN && !self.target.load(Relaxed).is_null() {
+        if self.state.load(Acquire) == WITHDRAWN && !self.target.load(Relaxed).is_null() {
             drop(self.take_target()); // before it was taken
             self.state.store(FREE, Release);
         }
@@ -276,11 +276,14 @@ impl Watch {
     }
 }
 
-/// Whether the courier's thread sleeps, rather than being slow or short of processor time. Without
-/// an answer from /proc it counts as asleep.
+/// Whether the courier's thread sleeps, rather than being slow or short of processor time (or not
+/// even begun). Without an answer from /proc it counts as asleep.
 fn courier_sleeps() -> bool {
-    let mut path = Line::empty();
     let thread = COURIER_THREAD.load(Relaxed).unsigned_abs();
+    if thread == 0 {
+        return false;
+    }
+    let mut path = Line::empty();
     path.text(b"/proc/self/task/").number(u64::from(thread)).text(b"/stat\0");
     let mut stat = [0_u8; 128];
     // SAFETY: the path ends in a zero byte, the buffer is as long as it says, and the descriptor
