@@ -1,0 +1,94 @@
+"""Who listens between programs and a real server: records any number of connections, and finds the cancels among them."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import NamedTuple
+
+from certs import Certs
+from hostile import SSL_REQUEST, CancelConnection, Proxy, Run, Script
+from scripts import CANCEL_REQUEST_SIZE
+from server import Postgres
+from wire import CANCEL_REQUEST_CODE
+
+GSSENC_REQUEST = bytes.fromhex("0000000804d21630")
+RECORD_HEADER = 5
+APPLICATION_DATA = 23
+RECORD_TYPES = range(20, 24)
+# Sizes of what a client without a certificate sends to open and to close TLS 1.3, and of a CancelRequest in between. To
+# what it encrypts TLS adds 17 bytes: the type, and the tag.
+EMPTY_CERTIFICATE, FINISHED_SHA256, FINISHED_SHA384, CLOSE_NOTIFY = 8 + 17, 36 + 17, 52 + 17, 2 + 17
+FRAME = (EMPTY_CERTIFICATE, FINISHED_SHA256, FINISHED_SHA384, CLOSE_NOTIFY)
+CANCEL = CANCEL_REQUEST_SIZE + 17
+
+
+class Cancels(NamedTuple):
+    """How many came by."""
+
+    readable: int
+    encrypted: int
+
+
+class Eavesdropper:
+    """Listens on a free port of 127.0.0.1, for use in a `with` statement. Passes all connections through and records them.
+
+    With a script (see scripts.py) only the first one is passed through: the session. Those after it are recorded, and
+    answered by the script.
+    """
+
+    def __init__(self, server: Postgres, certs: Certs, script: Script | None = None):
+        self.server, self.certs, self.script = server, certs, script
+
+    def __enter__(self) -> "Eavesdropper":
+        with ExitStack() as stack:
+            proxy = stack.enter_context(Proxy(self.server, "tcp4"))
+            self.run = stack.enter_context(Run(proxy, self.script or CancelConnection.pass_through,
+                                               sessions=1 if self.script else 0))
+            self.stack = stack.pop_all()
+        self.name = f"overheard-at-{proxy.port}"  # the application_name of all who come this way
+        self.place = {"host": "localhost", "hostaddr": proxy.host, "port": proxy.port, "sslrootcert": self.certs.ca}
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.stack.__exit__(*exception)
+
+    def conninfo(self, **options) -> str:
+        """The way through here to the server, by default as safe as a session can be."""
+        return self.server.conninfo(**{**self.place, "application_name": self.name, "sslmode": "verify-full", **options})
+
+    @property
+    def connections(self) -> list[CancelConnection]:
+        """All that were recorded, in the order in which they came."""
+        return list(self.run.cancels)
+
+    @property
+    def received(self) -> int:
+        """Bytes from the server."""
+        return sum(len(connection.sent_by_server) for connection in self.connections)
+
+    @property
+    def readable(self) -> list[CancelConnection]:
+        """Those that showed a CancelRequest in the clear."""
+        return [connection for connection in self.connections if CANCEL_REQUEST_CODE in _read(connection)[0]]
+
+    @property
+    def cancels(self) -> Cancels:
+        return Cancels(len(self.readable), sum(map(_is_encrypted_cancel, self.connections)))
+
+
+def _is_encrypted_cancel(connection: CancelConnection) -> bool:
+    """Told by its size, and by being all that was said. A session says more: its StartupMessage names who it is."""
+    return [size for size in _read(connection)[1] if size not in FRAME] == [CANCEL]
+
+
+def _read(connection: CancelConnection) -> tuple[bytes, list[int]]:
+    """What the client sent outside TLS, and the sizes of what it sent encrypted."""
+    rest, clear, sealed = connection.sent_by_client, b"", []
+    while rest.startswith((SSL_REQUEST, GSSENC_REQUEST)):
+        clear, rest = clear + rest[:8], rest[8:]
+    while len(rest) > RECORD_HEADER and rest[0] in RECORD_TYPES and rest[1] == 3:
+        size = int.from_bytes(rest[3:RECORD_HEADER], "big")
+        if rest[0] == APPLICATION_DATA:
+            sealed.append(size)
+        rest = rest[RECORD_HEADER + size:]
+    return clear + rest, sealed
