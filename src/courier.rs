@@ -9,13 +9,13 @@
 //! state above all) is whole. For the same reason the process does not exit in the middle of one.
 
 use std::cell::Cell;
+use std::ffi::c_void;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{SigSet, SigmaskHow};
 use nix::unistd::{getpid, gettid};
 
 use crate::cancel_conn::{CancelConn, Polling};
@@ -69,20 +69,13 @@ fn spawn() -> bool {
     }
     // The first thing that the thread does is work.
     PRESENCE.store(WORKING, Release);
-    let thread = std::thread::Builder::new().name("pqcancel".into()).stack_size(STACK_SIZE);
-    // A thread begins with those signals blocked that are blocked where it is made.
-    let spawned = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK).map(|mask| {
-        let spawned = thread.spawn(live);
-        let _ = mask.thread_set_mask();
-        spawned
-    });
-    if matches!(spawned, Ok(Ok(_))) {
-        COURIER_PROCESS.store(getpid().as_raw(), Release);
-        return true;
+    if let Err(errno) = process::start_thread(c"pqcancel", STACK_SIZE, begin) {
+        PRESENCE.store(0, Release);
+        trace::step(|| format!("the courier could not be started: {errno}"));
+        return false;
     }
-    PRESENCE.store(0, Release);
-    trace::step(|| format!("the courier could not be started: {spawned:?}"));
-    false
+    COURIER_PROCESS.store(getpid().as_raw(), Release);
+    true
 }
 
 /// Has the process tell us of its forks and its exit. Once is enough, also for its children.
@@ -104,8 +97,13 @@ struct Job {
     wants: PollFlags,
 }
 
-fn live() {
+extern "C" fn begin(_: *mut c_void) -> *mut c_void {
     COURIER_THREAD.store(gettid().as_raw(), Release);
+    let _ = catch(live);
+    std::ptr::null_mut()
+}
+
+fn live() {
     trace::step(|| "the courier has started".to_owned());
     // OpenSSL's first use takes long: not while somebody waits.
     let _ = catch(openssl_memory::prepare);

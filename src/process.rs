@@ -1,9 +1,13 @@
-//! The process we are loaded into: its environment, its forks and its exit.
+//! The process we are loaded into: its environment, its threads, its forks and its exit.
 
 #![allow(unsafe_code)]
 
-use std::ffi::{CStr, CString, OsStr, OsString, c_char, c_int};
+use std::ffi::{CStr, CString, OsStr, OsString, c_char, c_int, c_void};
+use std::mem::MaybeUninit;
 use std::os::unix::ffi::OsStrExt;
+
+use nix::errno::Errno;
+use nix::sys::signal::{SigSet, SigmaskHow};
 
 unsafe extern "C" {
     fn secure_getenv(name: *const c_char) -> *const c_char;
@@ -25,6 +29,35 @@ pub(crate) fn environment_variable(name: &CStr) -> Option<OsString> {
 pub(crate) fn leak_c_string(text: &OsStr) -> Option<&'static CStr> {
     let text = CString::new(text.as_bytes()).ok()?;
     Some(Box::leak(text.into_boxed_c_str()))
+}
+
+/// Starts a detached thread with all signals blocked, which it inherits. Not by the standard library:
+/// its threads begin by registering destructors, for which they wait for the loader's lock.
+pub(crate) fn start_thread(
+    name: &CStr,
+    stack_size: usize,
+    body: extern "C" fn(*mut c_void) -> *mut c_void,
+) -> Result<(), Errno> {
+    let mask = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
+    let mut thread = MaybeUninit::uninit();
+    let mut attributes = MaybeUninit::uninit();
+    // SAFETY: the attributes are initialized before they are used, and destroyed afterwards; the
+    // body takes any argument, and, as this library is never unloaded, stays; the thread is named
+    // only if there is one.
+    let result = unsafe {
+        libc::pthread_attr_init(attributes.as_mut_ptr());
+        libc::pthread_attr_setstacksize(attributes.as_mut_ptr(), stack_size);
+        libc::pthread_attr_setdetachstate(attributes.as_mut_ptr(), libc::PTHREAD_CREATE_DETACHED);
+        let argument = std::ptr::null_mut();
+        let result = libc::pthread_create(thread.as_mut_ptr(), attributes.as_ptr(), body, argument);
+        libc::pthread_attr_destroy(attributes.as_mut_ptr());
+        if result == 0 {
+            libc::pthread_setname_np(thread.assume_init(), name.as_ptr());
+        }
+        result
+    };
+    mask.thread_set_mask()?;
+    if result == 0 { Ok(()) } else { Err(Errno::from_raw(result)) }
 }
 
 /// Has these called around every fork(): before it, after it in the parent, after it in the child.
