@@ -23,13 +23,9 @@ pub(crate) fn begin(target: &OsStr) {
     }
 }
 
-/// Writes a step, if anyone wants to know. What it says comes from outside in parts, so it is kept
-/// to one line of printable text.
+/// Writes a step, if anyone wants to know.
 pub(crate) fn step(text: impl FnOnce() -> String) {
-    if !signal_safe::is_traced() {
-        return;
+    if signal_safe::is_traced() {
+        Line::begin().text(text().trim_end().as_bytes()).end();
     }
-    let text: String =
-        text().trim_end().chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    Line::begin().text(text.as_bytes()).end();
 }

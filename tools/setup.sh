@@ -24,7 +24,8 @@ python3-pytest:/usr/share/doc/python3-pytest
 krb5-kdc:/usr/sbin/krb5kdc
 krb5-admin-server:/usr/sbin/kadmin.local
 krb5-user:kinit
-npm:npm'
+npm:npm
+groff-base:groff'
 
 present() {
     case $1 in

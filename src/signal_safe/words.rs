@@ -167,6 +167,12 @@ impl Line {
         if path.is_null() {
             return;
         }
+        // What it says comes from outside in parts, and it is one line all the same.
+        self.bytes
+            .iter_mut()
+            .take(self.length)
+            .filter(|byte| byte.is_ascii_control())
+            .for_each(|byte| *byte = b' ');
         if let Some(last) = self.bytes.get_mut(self.length) {
             *last = b'\n';
             self.length += 1;

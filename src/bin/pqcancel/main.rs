@@ -1,23 +1,27 @@
 //! The command `pqcancel PROGRAM ARGUMENT...`: puts the library in front of LD_PRELOAD and becomes
 //! the program. Where the dynamic loader would ignore the library without a word, it says so and
 //! runs nothing. It knows the library by name only: no code of it is in here.
+//!
+//! The program gets everything as we got it. That is why `main` is C's: Rust's own would change
+//! the action of SIGPIPE and open what is closed of the standard descriptors.
 
-#![forbid(unsafe_code)]
+#![cfg_attr(not(test), no_main)]
 
 mod image;
 mod library;
 mod program;
 mod request;
 
+use std::convert::Infallible;
 use std::env;
-use std::ffi::{OsStr, OsString};
+use std::ffi::{CString, OsStr, OsString, c_char, c_int};
 use std::fmt::Display;
 use std::io::{self, Write};
-use std::os::unix::process::CommandExt;
+use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
-use std::process::{Command, ExitCode};
 
 use nix::errno::Errno;
+use nix::unistd::execvpe;
 use rustix::fs::{Access, access};
 
 use request::{Request, Run};
@@ -49,41 +53,58 @@ fn describe(error: &io::Error) -> String {
     error.raw_os_error().map_or_else(|| error.to_string(), |e| Errno::from_raw(e).desc().into())
 }
 
-fn main() -> ExitCode {
+/// What the C library calls. (Rust's standard library finds the arguments without our help.)
+#[allow(unsafe_code)] // to have a name that C knows
+#[cfg_attr(not(test), unsafe(no_mangle))]
+extern "C" fn main(_argc: c_int, _argv: *const *const c_char) -> c_int {
     let done = request::parse(env::args_os().skip(1)).and_then(|request| match request {
         Request::Help => print(request::HELP),
         Request::Version => print(&version()),
-        Request::Run(run) => Err(become_program(&run)),
+        Request::Run(run) => become_program(run).map(|never| match never {}),
     });
     match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => 0,
         Err(Refusal { status, reason }) => {
             // With stderr gone, too, the status has to say it all.
             let _ = writeln!(io::stderr(), "pqcancel: {reason}");
-            ExitCode::from(status)
+            c_int::from(status)
         }
     }
 }
 
 /// Returns only where there is no program to become.
-fn become_program(run: &Run) -> Refusal {
-    match prepare(run) {
-        Ok(mut command) => Refusal::of_exec(&run.program, &command.exec()),
-        Err(refusal) => refusal,
-    }
-}
-
-fn prepare(run: &Run) -> Result<Command, Refusal> {
+fn become_program(run: Run) -> Result<Infallible, Refusal> {
     let library = library::find().map_err(Refusal::refused)?;
     let preload = library::preload(&library, env::var_os(PRELOAD)).map_err(Refusal::refused)?;
     let path = program::find(&run.program).map_err(|e| Refusal::of_exec(&run.program, &e))?;
     program::check(&path).map_err(Refusal::refused)?;
-    let mut command = Command::new(path);
-    command.arg0(&run.program).args(&run.arguments).env(PRELOAD, preload);
+    let mut changes = vec![(PRELOAD, preload)];
     if let Some(file) = &run.trace {
-        command.env(TRACE, trace_destination(file)?);
+        changes.push((TRACE, trace_destination(file)?));
     }
-    Ok(command)
+    let failed = |errno: Errno| Refusal::of_exec(&run.program, &errno.into());
+    let path = c_string(path.into_os_string()).map_err(failed)?;
+    let words = [run.program.clone()].into_iter().chain(run.arguments);
+    let words = words.map(c_string).collect::<Result<Vec<_>, _>>().map_err(failed)?;
+    execvpe(&path, &words, &environment(&changes).map_err(failed)?).map_err(failed)
+}
+
+/// The environment as it is, but for some variables.
+fn environment(changes: &[(&str, OsString)]) -> Result<Vec<CString>, Errno> {
+    let is_kept = |name: &OsStr| changes.iter().all(|(changed, _)| name != *changed);
+    let kept = env::vars_os().filter(|(name, _)| is_kept(name));
+    let changed = changes.iter().map(|(name, value)| (OsString::from(name), value.clone()));
+    kept.chain(changed)
+        .map(|(mut variable, value)| {
+            variable.push("=");
+            variable.push(value);
+            c_string(variable)
+        })
+        .collect()
+}
+
+fn c_string(text: OsString) -> Result<CString, Errno> {
+    CString::new(text.into_vec()).map_err(|_| Errno::EINVAL)
 }
 
 /// Absolute, because the program may change its directory. A file that cannot be written is refused

@@ -1,0 +1,112 @@
+"""What the tests of PQgetCancel and PQcancel share: their programs, and what came of the attempts that those made."""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import programs
+from comparison import TRANSPORTS, Laboratory, Outcome, Scenario
+from hostile import SSL_REQUEST, CancelConnection
+from programs import BUILD, SOURCES
+
+BOUND = 10  # seconds; what PQcancel may take where neither connect_timeout nor PQCANCEL_TIMEOUT says otherwise
+SLACK = 5  # more on a machine with other things to do
+
+# What PQcancel says where the one who carries the request waits for a lock that the interrupted program may hold.
+STUCK = "PQcancel() -- interrupted while the program held a lock; nothing was sent, try again"
+
+APPLICATION_DATA = 23
+# A record of TLS 1.3 that holds a CancelRequest: 16 bytes, 1 of content type, 16 of authentication tag.
+REQUEST_RECORD_SIZE = 33
+
+# For Scenario.script: the real server answers, and whoever goes away first is followed by the other side.
+REAL = lambda certs: programs.always_closed(CancelConnection.pass_through)  # noqa: E731
+
+
+def build(name: str, *libraries: str) -> Path:
+    """c-tests/NAME.c, a table of scenarios that make attempts."""
+    sources = ("driver.c", f"{name}.c", "attempts.c", "query.c", "process_state.c", "session.c", "transcript.c")
+    return programs.build(BUILD / name, sources, "-pthread", "-lm", *libraries)
+
+
+def build_loaded(directory: Path) -> str:
+    """The object that programs load; they export a function to it (-rdynamic)."""
+    return str(programs.cc(directory / "loaded.so", SOURCES / "loaded.c", "-shared", "-fPIC"))
+
+
+def build_allocator(directory: Path) -> str:
+    return str(programs.cc(directory / "handler_allocator.so", SOURCES / "handler_allocator.c", "-shared", "-fPIC",
+                           "-fno-builtin", "-pthread"))
+
+
+@dataclass
+class Attempts:
+    """What say_attempts() of attempts.c told, of all processes together."""
+
+    calls: int = 0
+    delivered: int = 0
+    errno_changed: int = 0
+    errbuf_wrong: int = 0
+    longest: float = 0.0  # seconds
+    refused: Counter[str] = field(default_factory=Counter)  # messages
+
+    def __str__(self) -> str:
+        told = f"{self.delivered} of {self.calls} delivered, the longest took {self.longest * 1000:.1f} ms"
+        return told + "".join(f"; {count} times {message!r}" for message, count in self.refused.items())
+
+
+def attempts_of(transcript: str) -> Attempts:
+    total = Attempts()
+    for line in re.findall(r"^attempts: (.*)$", transcript, re.MULTILINE):
+        calls, delivered, errno_changed, errbuf_wrong, longest = map(int, re.findall(r"\d+", line))
+        total.calls += calls
+        total.delivered += delivered
+        total.errno_changed += errno_changed
+        total.errbuf_wrong += errbuf_wrong
+        total.longest = max(total.longest, longest / 1e6)
+    for count, message in re.findall(r"^refused (\d+) times: (.*)$", transcript, re.MULTILINE):
+        total.refused[message] += int(count)
+    return total
+
+
+def kept_promises(transcript: str, bound: float = BOUND) -> Attempts:
+    """What every call of PQcancel promises, whatever came of it."""
+    attempts = attempts_of(transcript)
+    assert attempts.calls > 0, transcript
+    assert attempts.delivered + sum(attempts.refused.values()) == attempts.calls, f"a failure without a message:\n{transcript}"
+    assert (attempts.errno_changed, attempts.errbuf_wrong) == (0, 0), transcript
+    assert attempts.longest < bound + SLACK, transcript
+    return attempts
+
+
+def requests(outcome: Outcome) -> int:
+    """How many cancel requests were on the wire, in the clear or inside TLS."""
+    return sum(wire_requests(connection) for connection in outcome.connections)
+
+
+def wire_requests(connection: CancelConnection) -> int:
+    sent = connection.sent_by_client.removeprefix(SSL_REQUEST)
+    if programs.wire.is_readable(connection):
+        return sent.count(programs.wire.CANCEL_REQUEST_CODE)
+    found = 0
+    while len(sent) >= 5:
+        kind, _, size = struct.unpack_from("!BHH", sent)
+        found += (kind, size) == (APPLICATION_DATA, REQUEST_RECORD_SIZE)
+        sent = sent[5 + size:]
+    return found
+
+
+def run(laboratory: Laboratory, scenario: Scenario, directory: Path) -> tuple[Outcome, Attempts]:
+    """Runs a scenario and holds it to the promises. What was delivered was on the wire, and nothing else was, but for the
+    other requests that the transcript tells of: those were no attempts."""
+    outcome = programs.run_ours(laboratory, scenario, directory)
+    attempts = kept_promises(outcome.transcript)
+    others = sum(map(int, re.findall(r"other requests: (\d+)$", outcome.transcript, re.MULTILINE)))
+    told = f"{requests(outcome)} requests on the wire, {attempts}\n{outcome.transcript}"
+    assert requests(outcome) == attempts.delivered + others, told
+    print(f"{scenario.id}: {attempts}")
+    return outcome, attempts

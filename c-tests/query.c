@@ -1,0 +1,59 @@
+/*
+ * A query that runs until it is cancelled: see query.h.
+ */
+#define _GNU_SOURCE
+#include "query.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "session.h"
+#include "transcript.h"
+
+#define AT_IT "select from pg_stat_activity where pid = %d and wait_event = 'PgSleep'"
+
+void
+start_query(PGconn *session, PGconn *monitor)
+{
+	if (!PQsendQuery(session, "select pg_sleep(1000)"))
+		die("PQsendQuery: %s", PQerrorMessage(session));
+	wait_for_row(monitor, AT_IT, PQbackendPID(session));
+}
+
+bool
+query_runs(PGconn *session, PGconn *monitor)
+{
+	char		query[256];
+	PGresult   *result;
+	bool		runs;
+
+	snprintf(query, sizeof(query), AT_IT, PQbackendPID(session));
+	result = PQexec(monitor, query);
+	if (PQresultStatus(result) != PGRES_TUPLES_OK)
+		die("monitor: %s", PQerrorMessage(monitor));
+	runs = PQntuples(result) == 1;
+	PQclear(result);
+	return runs;
+}
+
+const char *
+end_of_query(PGconn *session)
+{
+	static char sqlstate[6];
+	PGresult   *result;
+
+	strcpy(sqlstate, "00000");
+	while ((result = PQgetResult(session)) != NULL)
+	{
+		const char *found = PQresultErrorField(result, PG_DIAG_SQLSTATE);
+
+		if (found)
+			snprintf(sqlstate, sizeof(sqlstate), "%s", found);
+		PQclear(result);
+	}
+	result = PQexec(session, "select 42");
+	if (PQntuples(result) != 1 || strcmp(PQgetvalue(result, 0, 0), "42") != 0)
+		die("the session is no good any more: %s", PQerrorMessage(session));
+	PQclear(result);
+	return sqlstate;
+}
