@@ -5,13 +5,14 @@ import fnmatch
 import pytest
 
 import test_hostile
+import test_old_functions
 import test_openssl_guest
 import test_oracle
 import test_socket_options
 import test_tls_options
 from comparison import DIFFERENCES
 
-MODULES = (test_hostile, test_openssl_guest, test_oracle, test_socket_options, test_tls_options)
+MODULES = (test_hostile, test_old_functions, test_openssl_guest, test_oracle, test_socket_options, test_tls_options)
 SCENARIO_IDS = [scenario.id for module in MODULES for scenario in module.SCENARIOS]
 
 

@@ -48,8 +48,8 @@ SCENARIOS += [Scenario(f"old-{name}", transport, "cancel", script=script, shows=
 
 # Options of the session that the socket of PQcancel gets.
 KEEPALIVES = {"keepalives_idle": "7", "keepalives_interval": "3", "keepalives_count": "2", "tcp_user_timeout": "5000"}
-SCENARIOS += [Scenario("old-options", "tcp4", "cancel", options={"keepalives": keepalives, **KEEPALIVES}, shows=DELIVERED)
-              for keepalives in ("0", "1")]
+SCENARIOS += [Scenario(f"old-keepalives-{on}", "tcp4", "cancel", options={"keepalives": on, **KEEPALIVES}, shows=DELIVERED)
+              for on in ("0", "1")]
 
 
 @pytest.mark.parametrize("scenario,host", cases(SCENARIOS))
