@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import programs
-from comparison import TRANSPORTS, Laboratory, Outcome, Scenario
-from hostile import SSL_REQUEST, CancelConnection
+from certs import Certs
+from comparison import Laboratory, Outcome, Scenario
+from hostile import SSL_REQUEST, CancelConnection, Script
 from programs import BUILD, SOURCES
 
 BOUND = 10  # seconds; what PQcancel may take where neither connect_timeout nor PQCANCEL_TIMEOUT says otherwise
@@ -23,8 +24,10 @@ APPLICATION_DATA = 23
 # A record of TLS 1.3 that holds a CancelRequest: 16 bytes, 1 of content type, 16 of authentication tag.
 REQUEST_RECORD_SIZE = 33
 
-# For Scenario.script: the real server answers, and whoever goes away first is followed by the other side.
-REAL = lambda certs: programs.always_closed(CancelConnection.pass_through)  # noqa: E731
+
+def real_server(_certs: Certs) -> Script:
+    """For Scenario.script: the real server answers, and whichever side goes away first is followed by the other."""
+    return programs.always_closed(CancelConnection.pass_through)
 
 
 def build(name: str, *libraries: str) -> Path:

@@ -1,4 +1,4 @@
-"""What a function of the library can reach, read from its machine code (x86-64): binutils' objdump and readelf.
+"""What a function of the library can reach, read from its machine code (x86-64): binutils' objdump, readelf and c++filt.
 
 Followed are direct calls and jumps, calls through the global offset table, and functions whose address is taken. A call
 through a register counts as one through the table if the register was loaded from there; a jump through a register with a
@@ -19,7 +19,7 @@ INSTRUCTION = re.compile(r"^ *[0-9a-f]+:\t(?:(?:bnd|notrack|rep|repz|lock|data16
 ADDRESS = re.compile(r"^([0-9a-f]+) <")
 BRANCH = re.compile(r"^(call|j[a-z]+)$")
 RELOCATION = re.compile(r"^([0-9a-f]+)  [0-9a-f]+ R_X86_64_(RELATIVE|GLOB_DAT|JUMP_SLOT) +(\S+)(?: (\S+))?", re.MULTILINE)
-HASH = re.compile(r"::h[0-9a-f]{16}$")
+HASH = re.compile(r"::h[0-9a-f]{16}$|\[[0-9a-f]{16}\]")  # of a function, of a crate
 
 
 @dataclass
@@ -31,10 +31,11 @@ class Reach:
     indirect: set[str] = field(default_factory=set)  # functions that call through a pointer from elsewhere
 
     def way(self, name: str) -> str:
+        """How it is reached, backwards."""
         steps = [name]
-        while steps[-1] and len(steps) < 50:
-            steps.append(self.imported.get(steps[-1]) or self.local.get(steps[-1], ""))
-        return " <- ".join(filter(None, steps))
+        while (before := self.imported.get(steps[-1]) or self.local.get(steps[-1])) and before not in steps:
+            steps.append(before)
+        return " <- ".join(steps)
 
 
 class Code:
@@ -46,13 +47,16 @@ class Code:
         """By address: name and instructions."""
         found: dict[int, tuple[str, list[str]]] = {}
         lines: list[str] = []
-        for line in self._run("objdump", "--disassemble", "--demangle", "--no-show-raw-insn").splitlines():
+        for line in self._run("objdump", "--disassemble", "--no-show-raw-insn").splitlines():
             if label := LABEL.match(line):
                 lines = []
-                found[int(label[1], 16)] = (HASH.sub("", label[2]), lines)
-            elif "\t" in line:
+                found[int(label[1], 16)] = (label[2], lines)
+            elif ":\t" in line:
                 lines.append(line)
-        return found
+        # What stands beside the instructions is left mangled: so it holds no blanks and no # of its own.
+        mangled = "\n".join(name for name, _ in found.values())
+        names = subprocess.run(["c++filt"], input=mangled, check=True, capture_output=True, text=True).stdout.splitlines()
+        return {address: (HASH.sub("", name), lines) for (address, (_, lines)), name in zip(found.items(), names, strict=True)}
 
     @cached_property
     def starts(self) -> list[int]:
@@ -91,22 +95,19 @@ class Code:
         if name.endswith("@plt"):
             return {name.removesuffix("@plt")}
         found: set[int | str] = set()
-        loaded: dict[str, bool] = {}  # registers: is it a function from the table?
-        before = ""
+        held: dict[str, str] = {}  # what registers were given last: a function of the table, or the offset of a switch
         for line in lines:
-            mnemonic, operands, memory = INSTRUCTION.match(line).groups() if INSTRUCTION.match(line) else ("", "", None)
+            mnemonic, operands, memory = INSTRUCTION.match(line).groups()
             target = int(memory, 16) if memory else None
+            last = operands.split(",")[-1]
             if target in self.table or target in self.functions:
                 found.add(self.table.get(target, target))
             elif BRANCH.match(mnemonic) and (direct := ADDRESS.match(operands)):
                 found.add(self.starts[bisect_right(self.starts, int(direct[1], 16)) - 1])
-            elif BRANCH.match(mnemonic) and operands.startswith("*"):
-                is_switch = mnemonic == "jmp" and before == "add"
-                if not is_switch and not loaded.get(operands[1:]):
-                    reach.indirect.add(name)
-            if operands.startswith("%") or "," in operands:
-                loaded[operands.split(",")[-1]] = mnemonic == "mov" and target in self.table
-            before = mnemonic
+            elif BRANCH.match(mnemonic) and held.get(last.removeprefix("*")) not in ("function", f"offset of {mnemonic}"):
+                reach.indirect.add(name)
+            held[last] = "function" if mnemonic == "mov" and target in self.table else \
+                "offset of jmp" if mnemonic == "add" else ""
         return found
 
     def _run(self, *command: str) -> str:

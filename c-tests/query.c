@@ -4,12 +4,14 @@
 #define _GNU_SOURCE
 #include "query.h"
 
+#include <poll.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "session.h"
 #include "transcript.h"
 
+#define DEADLINE_MS 30000
 #define AT_IT "select from pg_stat_activity where pid = %d and wait_event = 'PgSleep'"
 
 void
@@ -36,12 +38,30 @@ query_runs(PGconn *session, PGconn *monitor)
 	return runs;
 }
 
+/* So that PQgetResult does not wait for a cancel that never came. */
+static void
+wait_for_result(PGconn *session)
+{
+	struct pollfd fd = {.fd = PQsocket(session),.events = POLLIN};
+
+	while (PQisBusy(session))
+	{
+		int			ready = poll(&fd, 1, DEADLINE_MS);
+
+		if (ready == 0)
+			die("the query has not ended for %d ms", DEADLINE_MS);
+		if (ready > 0 && !PQconsumeInput(session))
+			die("session: %s", PQerrorMessage(session));
+	}
+}
+
 const char *
 end_of_query(PGconn *session)
 {
 	static char sqlstate[6];
 	PGresult   *result;
 
+	wait_for_result(session);
 	strcpy(sqlstate, "00000");
 	while ((result = PQgetResult(session)) != NULL)
 	{

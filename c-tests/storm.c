@@ -105,12 +105,13 @@ work_loader(struct worker *worker)
 		die("dlopen: %s", dlerror());
 }
 
-/* Is inside libpqcancel.so itself, and in what that uses. */
+/* Is inside libpqcancel.so itself, and in what that uses: also in a PQcancel, that of the handler comes in between. */
 static void
 work_cancelling(struct worker *worker)
 {
 	PGcancelConn *cancel = PQcancelCreate(worker->session);
 
+	attempt(storm.cancel);
 	PQfreeCancel(PQgetCancel(worker->session));
 	if (PQcancelBlocking(cancel) != 1)
 		die("PQcancelBlocking: %s", PQcancelErrorMessage(cancel));

@@ -25,7 +25,7 @@ def forks(certs, servers):
 @pytest.mark.parametrize("run,calls", [("parents-cancel", 2), ("parents-session", 2), ("own-session", 2), ("grandchild", 3)])
 def test_child_cancels(forks, tmp_path, run, calls, transport, parent_first):
     """With the parent's PGcancel, with one of its own of the parent's session, with one of a session of its own."""
-    scenario = Scenario("child", transport, run, parent_first, script=legacy.REAL, shows="next query: 57014")
+    scenario = Scenario("child", transport, run, parent_first, script=legacy.real_server, shows="next query: 57014")
     outcome, attempts = legacy.run(forks, scenario, tmp_path / "home")
     assert ("child's query: 57014" if run == "own-session" else "\nquery: 57014") in outcome.transcript
     assert "child: " not in outcome.transcript, outcome.transcript  # it ended well
@@ -34,7 +34,7 @@ def test_child_cancels(forks, tmp_path, run, calls, transport, parent_first):
 
 @pytest.mark.parametrize("transport", ["tls15", "tcp4"])
 def test_parent_and_child_at_once(forks, tmp_path, transport):
-    scenario = Scenario("fork", transport, "at-once", AT_ONCE, script=legacy.REAL)
+    scenario = Scenario("fork", transport, "at-once", AT_ONCE, script=legacy.real_server)
     outcome, attempts = legacy.run(forks, scenario, tmp_path / "home")
     assert "child: " not in outcome.transcript, outcome.transcript
     assert attempts.delivered == attempts.calls == 2 * AT_ONCE + 1, attempts
@@ -43,7 +43,7 @@ def test_parent_and_child_at_once(forks, tmp_path, transport):
 @pytest.mark.parametrize("transport", ["tls15", "tcp4"])
 def test_children_of_a_program_with_threads(forks, tmp_path, transport):
     """50 children, made while 8 threads allocate and cancel; each cancels by the old functions and by the new."""
-    scenario = Scenario("fork", transport, "threads", CHILDREN, script=legacy.REAL)
+    scenario = Scenario("fork", transport, "threads", CHILDREN, script=legacy.real_server)
     outcome, attempts = legacy.run(forks, scenario, tmp_path / "home")
     assert "child: " not in outcome.transcript, outcome.transcript
     assert outcome.transcript.count("child's other requests: 1\n") == CHILDREN, outcome.transcript
@@ -54,7 +54,7 @@ def hold_the_first(certs):
     """The first cancel gets no answer before the driver stands at the gate; the others go to the real server."""
     def script(connection: CancelConnection) -> None:
         if connection.number > 1:
-            return legacy.REAL(certs)(connection)
+            return legacy.real_server(certs)(connection)
         connection.receive_packet()
         connection.run.tell_driver(b"s")
         connection.run.at_gate("on", connection.close)

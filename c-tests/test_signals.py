@@ -41,6 +41,14 @@ def growth(transcript: str) -> tuple[int, int]:
     return allocated, resident
 
 
+def check_delivery(work: str, attempts: legacy.Attempts) -> None:
+    """All, unless the one who carries the request may need a lock that the program holds: its threads may share an arena of
+    malloc's with it, and the last two are inside the loader, and inside pqcancel itself."""
+    if work in ("allocate", "openssl"):
+        assert attempts.delivered == attempts.calls, attempts
+    assert set(attempts.refused) <= {legacy.STUCK} and attempts.delivered > 0.9 * attempts.calls, attempts
+
+
 @pytest.mark.parametrize("scenario", ["allocate", "allocate-threads"])
 def test_storm(storm, scenario):
     """10,000 signals hit a program that allocates and frees in a tight loop, in 1 thread and in 8. Straight to the server: in
@@ -55,7 +63,7 @@ def test_storm(storm, scenario):
     allocated, resident = growth(result.stdout)
     print(f"{scenario}: {attempts}; {allocated:+d} bytes allocated, {resident:+d} kB resident")
     assert attempts.calls > STORM
-    assert attempts.delivered == attempts.calls, attempts
+    check_delivery(scenario, attempts)
     assert allocated < STORM, result.stdout  # a leak of one byte a cancel would show
     assert resident < 2048, result.stdout
     assert "descriptors: as before" in result.stdout and "query: 57014" in result.stdout, result.stdout
@@ -65,15 +73,17 @@ def test_storm(storm, scenario):
 @pytest.mark.parametrize("run", ["allocate", "allocate-threads", "openssl", "loader", "cancelling"])
 def test_storm_on_the_wire(storm, tmp_path, run, transport):
     """A smaller one: also inside the program's OpenSSL, inside the loader, and inside pqcancel itself."""
-    scenario = Scenario("storm", transport, run, SMALL_STORM, script=legacy.REAL, environment=storm_environment(storm),
+    scenario = Scenario("storm", transport, run, SMALL_STORM, script=legacy.real_server, environment=storm_environment(storm),
                         options={"sslrootcert": "{c.ca}"}, shows="query: 57014")
     outcome, attempts = legacy.run(storm, scenario, tmp_path / "home")
-    assert attempts.calls > SMALL_STORM and attempts.delivered == attempts.calls, attempts
+    assert attempts.calls > SMALL_STORM
+    check_delivery(run, attempts)
+    assert growth(outcome.transcript)[0] < SMALL_STORM, outcome.transcript
     assert "descriptors: as before" in outcome.transcript, outcome.transcript
 
 
 def in_lock(run: str, transport: str, number: int = 0, **rest) -> Scenario:
-    return Scenario("in-lock", transport, run, number, script=legacy.REAL, **rest)
+    return Scenario("in-lock", transport, run, number, script=legacy.real_server, **rest)
 
 
 LOCKS = ["no-lock", "allocator", "constructor", "iteration", "openssl-memory", "openssl-store"]

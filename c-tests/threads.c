@@ -127,6 +127,14 @@ cancel_without_end(void *cancel)
 	return NULL;
 }
 
+/* An exit handler of the program's that takes its time. It was registered first, so it runs last, after those of libraries. */
+static void
+take_time(void)
+{
+	for (volatile int i = 0; i < 10 * 1000 * 1000; i++)
+		;
+}
+
 static void
 leave_by_exit(void)
 {
@@ -191,6 +199,8 @@ leave_while_cancelling(PGconn *session, int repetition, void (*leave) (void))
 	pthread_t	thread;
 
 	alarm(CHILD_SECONDS);
+	if (atexit(take_time) != 0 || at_quick_exit(take_time) != 0)
+		die("atexit: %m");
 	if (leave == leave_by_dlclose)
 		load_library();
 	cancel = functions.get_cancel(session);
@@ -256,6 +266,30 @@ become_nobody(void)
 		die("setuid: %m");
 }
 
+/* A process ends with its last thread, too. NUMBER: whether another one stays behind the main thread, and cancels. */
+static void *
+cancel_later(void *cancel)
+{
+	for (int i = 0; i < 20; i++)
+		attempt(cancel);
+	say_attempts();
+	return NULL;
+}
+
+static void
+run_last_thread(struct context *context)
+{
+	PGcancel   *cancel = PQgetCancel(context->session);
+	pthread_t	other;
+
+	attempt(cancel);
+	if (context->number == 0)
+		say_attempts();
+	else if (pthread_create(&other, NULL, cancel_later, cancel) != 0)
+		die("no thread");
+	pthread_exit(NULL);
+}
+
 static void
 run_no_thread(struct context *context)
 {
@@ -311,6 +345,7 @@ const struct scenario scenarios[] = {
 	{"exit", run_exit},
 	{"quick-exit", run_quick_exit},
 	{"dlclose", run_dlclose},
+	{"last-thread", run_last_thread},
 	{"no-thread", run_no_thread},
 	{"no-descriptor", run_no_descriptor},
 	{NULL, NULL},

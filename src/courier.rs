@@ -7,9 +7,13 @@
 //! A forked child has no threads but the one that forked. It gets a courier of its own, and the
 //! fork waits until the parent's is between two steps, so that what the child inherits (OpenSSL's
 //! state above all) is whole. For the same reason the process does not exit in the middle of one.
+//!
+//! A process also ends when the last of its threads does. The courier is no such thread: when the
+//! main thread has left (pthread_exit), it looks for others, and leaves when there are none.
 
 use std::cell::Cell;
 use std::ffi::c_void;
+use std::fs::DirEntry;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
@@ -43,6 +47,9 @@ const WORKING: u32 = 1 << 31;
 const FORK_PATIENCE: Duration = Duration::from_millis(500);
 const EXIT_PATIENCE: Duration = Duration::from_millis(1000);
 
+/// How often the courier looks for other threads when the main thread has left.
+const LOOK_AROUND_EVERY: Duration = Duration::from_millis(200);
+
 // ---- starting it --------------------------------------------------------------------------------
 
 /// Makes sure that this process has a courier. False if it cannot have one.
@@ -59,6 +66,9 @@ fn start() -> bool {
         std::thread::yield_now();
     }
     let started = courier_is_here() || (watch_process() && spawn());
+    if gettid() == getpid() {
+        process::on_end_of_this_thread(main_thread_leaves);
+    }
     STARTING.store(false, Release);
     started
 }
@@ -108,18 +118,21 @@ fn live() {
     // OpenSSL's first use takes long: not while somebody waits.
     let _ = catch(openssl_memory::prepare);
     let mut jobs: Vec<Job> = Vec::new();
-    loop {
+    while !(jobs.is_empty() && MAIN_THREAD_HAS_LEFT.load(Acquire) && is_alone()) {
         let rung = BELL.load(Acquire);
         jobs.extend(SLOTS.iter().filter_map(Job::take));
         jobs.retain_mut(Job::goes_on);
         wait(&mut jobs, rung);
     }
+    COURIER_PROCESS.store(EXITING, Release);
 }
 
 /// Waits until a socket is ready or a request is posted.
 fn wait(jobs: &mut [Job], rung: u32) {
     if jobs.is_empty() {
-        rest(|| sleep_on(&BELL, rung, None));
+        let limit = MAIN_THREAD_HAS_LEFT.load(Acquire).then_some(LOOK_AROUND_EVERY);
+        let limit = limit.and_then(|limit| u64::try_from(limit.as_nanos()).ok());
+        rest(|| sleep_on(&BELL, rung, limit));
         return;
     }
     let mut fds: Vec<PollFd<'_>> =
@@ -190,7 +203,28 @@ impl Job {
     }
 }
 
-// ---- forks and the exit -------------------------------------------------------------------------
+// ---- forks and the end --------------------------------------------------------------------------
+
+static MAIN_THREAD_HAS_LEFT: AtomicBool = AtomicBool::new(false);
+
+extern "C" fn main_thread_leaves(_: *mut c_void) {
+    MAIN_THREAD_HAS_LEFT.store(true, Release);
+    BELL.fetch_add(1, Release);
+    wake_one(&BELL);
+}
+
+/// Whether no other thread lives any more. If that cannot be told, some do.
+fn is_alone() -> bool {
+    let is_dead = |thread: &DirEntry| {
+        let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        // "PID (name) Z ...", and the name may be anything.
+        stat.rsplit_once(") ").is_none_or(|(_, fields)| fields.starts_with(['Z', 'X']))
+    };
+    let Ok(threads) = std::fs::read_dir("/proc/self/task") else {
+        return false;
+    };
+    threads.flatten().filter(|thread| !is_dead(thread)).count() == 1
+}
 
 /// In COURIER_PROCESS: the process exits, and no courier is started any more.
 const EXITING: i32 = -1;
@@ -222,6 +256,7 @@ extern "C" fn after_fork_in_child() {
     PRESENCE.store(0, Release);
     COURIER_THREAD.store(0, Release);
     STARTING.store(false, Release);
+    MAIN_THREAD_HAS_LEFT.store(false, Release);
     if had_courier {
         let _ = catch(ensure_running);
     }

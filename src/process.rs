@@ -5,6 +5,8 @@
 use std::ffi::{CStr, CString, OsStr, OsString, c_char, c_int, c_void};
 use std::mem::MaybeUninit;
 use std::os::unix::ffi::OsStrExt;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, SigmaskHow};
@@ -58,6 +60,27 @@ pub(crate) fn start_thread(
     };
     mask.thread_set_mask()?;
     if result == 0 { Ok(()) } else { Err(Errno::from_raw(result)) }
+}
+
+/// Has this called when this thread ends before the process does: one thread of a process, once.
+/// Without memory for that, it is not.
+pub(crate) fn on_end_of_this_thread(function: extern "C" fn(*mut c_void)) {
+    static MADE: AtomicBool = AtomicBool::new(false);
+    if MADE.swap(true, Relaxed) {
+        return; // a forked child inherits it
+    }
+    let mut key = 0;
+    // SAFETY: the key is made before it is used; its value is not NULL, so that the function is
+    // called, and never looked at.
+    unsafe {
+        if libc::pthread_key_create(&raw mut key, Some(raw_destructor(function))) == 0 {
+            libc::pthread_setspecific(key, std::ptr::without_provenance(1));
+        }
+    }
+}
+
+fn raw_destructor(function: extern "C" fn(*mut c_void)) -> unsafe extern "C" fn(*mut c_void) {
+    function
 }
 
 /// Has these called around every fork(): before it, after it in the parent, after it in the child.
