@@ -19,7 +19,7 @@ import programs
 import scripts
 from comparison import Outcome, Scenario
 from eavesdropper import Cancels
-from legacy import REAL, SLACK
+from legacy import SLACK, real_server
 from preloaded import WRAPPER
 
 THREADS, ATTEMPTS_EACH = 8, 500  # as in traced.c
@@ -92,7 +92,7 @@ REFUSED = {
         "tls", scripts.tls_context(c, c.other_server), scripts.close))},
     "silence": {"script": lambda c: programs.always_closed(scripts.after_ssl_request(scripts.hold))},
     # A message of two lines, which is one in the trace.
-    "no-root": {"options": {"sslrootcert": "{dir}/ca.crt"}, "script": REAL,
+    "no-root": {"options": {"sslrootcert": "{dir}/ca.crt"}, "script": real_server,
                 "prepare": lambda directory, c: shutil.copy(c.ca, directory / "ca.crt"),
                 "at_session": lambda directory, c: (directory / "ca.crt").unlink()},
 }
@@ -139,7 +139,7 @@ PASSWORDS = {"password": "hunter2-session", "sslpassword": "hunter2-key"}
 def test_no_key_and_no_password_is_in_it(traced, home, why, transport, legacy_value):
     environment = {**TRACE_TO_FILE, "PQCANCEL_LEGACY": legacy_value, "PQCANCEL_TIMEOUT": "1" if why == "silence" else "30"}
     scenario = Scenario(why, transport, "idle", environment=environment, options=PASSWORDS,
-                        **REFUSED.get(why, {"script": REAL}))
+                        **REFUSED.get(why, {"script": real_server}))
     outcome = traced.over_pqcancel(scenario, home, "system")
     key = int(re.search(r"^key: (\d+)$", outcome.transcript, re.MULTILINE).group(1))
     if why == "delivered" and (transport == "tcp4" or legacy_value):  # the control: so the key looks
@@ -157,7 +157,7 @@ def test_the_spellings_of_a_key():
 # Its file.
 
 def run_with_file(traced, home: Path, **changes) -> Outcome:
-    scenario = Scenario("file", "tls15", "idle", script=REAL, environment=TRACE_TO_FILE)
+    scenario = Scenario("file", "tls15", "idle", script=real_server, environment=TRACE_TO_FILE)
     return programs.run_ours(traced, replace(scenario, **changes), home)
 
 
