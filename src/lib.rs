@@ -5,6 +5,10 @@
 //! made the session and [`target`] takes a snapshot of it; [`cancel_conn`] drives the protocol
 //! ([`machine`]) over a [`link`], which is a [`socket`] and [`tls`] over it.
 //!
+//! Of the old functions, `legacy` makes and frees what PQcancel needs; `signal_safe` is PQcancel,
+//! and hands the request of an encrypted session over to the `courier`, a thread that drives a
+//! [`cancel_conn`] for it.
+//!
 //! C programs use `include/pqcancel.h`. The Rust form exists for tests and fuzzing and promises
 //! nothing.
 
