@@ -110,6 +110,7 @@ struct Job {
 extern "C" fn begin(_: *mut c_void) -> *mut c_void {
     COURIER_THREAD.store(gettid().as_raw(), Release);
     let _ = catch(live);
+    COURIER_PROCESS.store(EXITING, Release);
     std::ptr::null_mut()
 }
 
@@ -124,7 +125,6 @@ fn live() {
         jobs.retain_mut(Job::goes_on);
         wait(&mut jobs, rung);
     }
-    COURIER_PROCESS.store(EXITING, Release);
 }
 
 /// Waits until a socket is ready or a request is posted.
@@ -226,7 +226,7 @@ fn is_alone() -> bool {
     threads.flatten().filter(|thread| !is_dead(thread)).count() == 1
 }
 
-/// In COURIER_PROCESS: the process exits, and no courier is started any more.
+/// In COURIER_PROCESS: it has come to its end, and no courier is started any more.
 const EXITING: i32 = -1;
 
 thread_local! {
