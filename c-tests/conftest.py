@@ -10,6 +10,7 @@ import pytest
 
 import certs as certs_module
 import comparison
+import legacy
 import peers
 import programs
 from eavesdropper import Eavesdropper
@@ -70,17 +71,19 @@ def drivers():
 
 @pytest.fixture(scope="session")
 def laboratory(drivers, certs, servers):
-    made = programs.laboratory_of(drivers, certs, servers)
-    yield made
-    made.close()
+    yield from programs.open_laboratory(drivers, certs, servers)
 
 
 @pytest.fixture(scope="session")
 def old(certs, servers):
     """As `laboratory`, with old_functions.c in the driver's place: for PQgetCancel, PQcancel and their like."""
-    made = programs.laboratory_of(programs.build_old_functions(), certs, servers)
-    yield made
-    made.close()
+    yield from programs.open_laboratory(programs.build_old_functions(), certs, servers)
+
+
+@pytest.fixture(scope="session")
+def locks(certs, servers):
+    """As `laboratory`, with locks.c in the driver's place: signals in the middle of a lock, and handlers under watch."""
+    yield from programs.open_laboratory(legacy.build("locks", "-lssl", "-lcrypto", "-rdynamic"), certs, servers)
 
 
 def pytest_terminal_summary(terminalreporter):

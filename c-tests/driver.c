@@ -19,6 +19,12 @@
 
 #define WATCHDOG_SECONDS 120
 
+__attribute__((weak)) void
+before_session(const char *scenario)
+{
+	(void) scenario;
+}
+
 int
 main(int argc, char **argv)
 {

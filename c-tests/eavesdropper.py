@@ -5,21 +5,15 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import NamedTuple
 
+import wire
 from certs import Certs
-from hostile import SSL_REQUEST, CancelConnection, Proxy, Run, Script
-from scripts import CANCEL_REQUEST_SIZE
+from hostile import CancelConnection, Proxy, Run, Script
 from server import Postgres
-from wire import CANCEL_REQUEST_CODE
+from wire import CANCEL_REQUEST_CODE, SEALED_CANCEL_REQUEST, TLS13_OVERHEAD
 
-GSSENC_REQUEST = bytes.fromhex("0000000804d21630")
-RECORD_HEADER = 5
-APPLICATION_DATA = 23
-RECORD_TYPES = range(20, 24)
-# Sizes of what a client without a certificate sends to open and to close TLS 1.3, and of a CancelRequest in between. To
-# what it encrypts TLS adds 17 bytes: the type, and the tag.
-EMPTY_CERTIFICATE, FINISHED_SHA256, FINISHED_SHA384, CLOSE_NOTIFY = 8 + 17, 36 + 17, 52 + 17, 2 + 17
+# Sizes of what a client without a certificate sends to open and to close TLS 1.3: around a CancelRequest nothing else.
+EMPTY_CERTIFICATE, FINISHED_SHA256, FINISHED_SHA384, CLOSE_NOTIFY = (size + TLS13_OVERHEAD for size in (8, 36, 52, 2))
 FRAME = (EMPTY_CERTIFICATE, FINISHED_SHA256, FINISHED_SHA384, CLOSE_NOTIFY)
-CANCEL = CANCEL_REQUEST_SIZE + 17
 
 
 class Cancels(NamedTuple):
@@ -69,7 +63,7 @@ class Eavesdropper:
     @property
     def readable(self) -> list[CancelConnection]:
         """Those that showed a CancelRequest in the clear."""
-        return [connection for connection in self.connections if CANCEL_REQUEST_CODE in _read(connection)[0]]
+        return [connection for connection in self.connections if CANCEL_REQUEST_CODE in wire.read(connection)[0]]
 
     @property
     def cancels(self) -> Cancels:
@@ -78,17 +72,4 @@ class Eavesdropper:
 
 def _is_encrypted_cancel(connection: CancelConnection) -> bool:
     """Told by its size, and by being all that was said. A session says more: its StartupMessage names who it is."""
-    return [size for size in _read(connection)[1] if size not in FRAME] == [CANCEL]
-
-
-def _read(connection: CancelConnection) -> tuple[bytes, list[int]]:
-    """What the client sent outside TLS, and the sizes of what it sent encrypted."""
-    rest, clear, sealed = connection.sent_by_client, b"", []
-    while rest.startswith((SSL_REQUEST, GSSENC_REQUEST)):
-        clear, rest = clear + rest[:8], rest[8:]
-    while len(rest) > RECORD_HEADER and rest[0] in RECORD_TYPES and rest[1] == 3:
-        size = int.from_bytes(rest[3:RECORD_HEADER], "big")
-        if rest[0] == APPLICATION_DATA:
-            sealed.append(size)
-        rest = rest[RECORD_HEADER + size:]
-    return clear + rest, sealed
+    return [size for size in wire.read(connection)[1] if size not in FRAME] == [SEALED_CANCEL_REQUEST]

@@ -321,12 +321,6 @@ run_exec(struct context *context)
 	PQfreeCancel(cancel);
 }
 
-void
-before_session(const char *scenario)
-{
-	(void) scenario;
-}
-
 const struct scenario scenarios[] = {
 	{"parents-cancel", run_parents_cancel},
 	{"parents-session", run_parents_session},

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-import struct
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import programs
+import wire
 from certs import Certs
 from comparison import Laboratory, Outcome, Scenario
-from hostile import SSL_REQUEST, CancelConnection, Script
+from hostile import CancelConnection, Script
 from programs import BUILD, SOURCES
 
 BOUND = 10  # seconds; what PQcancel may take where neither connect_timeout nor PQCANCEL_TIMEOUT says otherwise
@@ -19,10 +19,6 @@ SLACK = 5  # more on a machine with other things to do
 
 # What PQcancel says where the one who carries the request waits for a lock that the interrupted program may hold.
 STUCK = "PQcancel() -- interrupted while the program held a lock; nothing was sent, try again"
-
-APPLICATION_DATA = 23
-# A record of TLS 1.3 that holds a CancelRequest: 16 bytes, 1 of content type, 16 of authentication tag.
-REQUEST_RECORD_SIZE = 33
 
 
 def real_server(_certs: Certs) -> Script:
@@ -92,15 +88,9 @@ def requests(outcome: Outcome) -> int:
 
 
 def wire_requests(connection: CancelConnection) -> int:
-    sent = connection.sent_by_client.removeprefix(SSL_REQUEST)
-    if programs.wire.is_readable(connection):
-        return sent.count(programs.wire.CANCEL_REQUEST_CODE)
-    found = 0
-    while len(sent) >= 5:
-        kind, _, size = struct.unpack_from("!BHH", sent)
-        found += (kind, size) == (APPLICATION_DATA, REQUEST_RECORD_SIZE)
-        sent = sent[5 + size:]
-    return found
+    if wire.is_readable(connection):
+        return connection.sent_by_client.count(wire.CANCEL_REQUEST_CODE)
+    return wire.read(connection)[1].count(wire.SEALED_CANCEL_REQUEST)
 
 
 def run(laboratory: Laboratory, scenario: Scenario, directory: Path) -> tuple[Outcome, Attempts]:

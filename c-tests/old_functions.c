@@ -276,12 +276,6 @@ run_struct(struct context *context)
 	PQfreeCancel((PGcancel *) ours);
 }
 
-void
-before_session(const char *scenario)
-{
-	(void) scenario;
-}
-
 const struct scenario scenarios[] = {
 	{"cancel", run_cancel},
 	{"often", run_often},

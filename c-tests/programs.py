@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 from pathlib import Path
+from typing import Iterator
 
 import peers
 from comparison import TRANSPORTS, Laboratory, Outcome, Scenario
@@ -71,6 +72,13 @@ def build_old_functions() -> Path:
 
 def laboratory_of(directory: Path, certs, servers) -> Laboratory:
     return Laboratory(certs, servers, directory, peers.libpq18(), library_directory() / "libpqcancel.so")
+
+
+def open_laboratory(directory: Path, certs, servers) -> Iterator[Laboratory]:
+    """For a fixture to yield from."""
+    made = laboratory_of(directory, certs, servers)
+    yield made
+    made.close()
 
 
 def always_closed(script: Script) -> Script:

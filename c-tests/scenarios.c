@@ -392,12 +392,6 @@ run_query(struct context *context)
 	PQfinish(monitor);
 }
 
-void
-before_session(const char *scenario)
-{
-	(void) scenario;
-}
-
 const struct scenario scenarios[] = {
 	{"blocking", run_blocking},
 	{"polled", run_polled},

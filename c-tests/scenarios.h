@@ -22,7 +22,7 @@ struct scenario
 /* A program is driver.c's main() and one table: scenarios.c's or guest.c's. The last entry has no name. */
 extern const struct scenario scenarios[];
 
-/* Called before the session is made, for what the session needs, too. */
+/* Called before the session is made, for what the session needs, too. A program may do without. */
 void		before_session(const char *scenario);
 
 #endif

@@ -192,6 +192,11 @@ def after_tls_cancel_request(start: str, context: ssl.SSLContext, ending: Ending
 
 # Between the session and the first cancel connection: what a Run calls as `between`. False: accept no more.
 
+def with_certificate(name: str) -> Callable[[Certs], Script]:
+    """For Scenario.script: TLS with this one of Certs, until the request has come."""
+    return lambda certs: after_tls_cancel_request("tls", tls_context(certs, getattr(certs, name)), close)
+
+
 def nobody_listens(run: Run) -> bool:
     run.proxy.refuse()
     return False

@@ -275,12 +275,6 @@ run_cancelling(struct context *context)
 	run_storm(context, work_cancelling, 1);
 }
 
-void
-before_session(const char *scenario)
-{
-	(void) scenario;
-}
-
 const struct scenario scenarios[] = {
 	{"allocate", run_allocate},
 	{"allocate-threads", run_allocate_threads},

@@ -15,9 +15,7 @@ AT_ONCE = 50
 
 @pytest.fixture(scope="module")
 def forks(certs, servers):
-    made = programs.laboratory_of(legacy.build("forks"), certs, servers)
-    yield made
-    made.close()
+    yield from programs.open_laboratory(legacy.build("forks"), certs, servers)
 
 
 @pytest.mark.parametrize("parent_first", [0, 1], ids=["child-first", "parent-first"])

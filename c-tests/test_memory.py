@@ -59,10 +59,10 @@ SCENARIOS = [
     Scenario("client-certificate", "tls15", "blocking", shows="PQcancelBlocking -> 1",
              options={"sslcert": "{c.client.cert}", "sslkey": "{c.client.key}", "sslcrl": "{c.crl}"}),
     Scenario("answer-N", "tls15", script=lambda c: scripts.after_ssl_request(close, b"N"), shows="SSL was required"),
-    Scenario("wrong-CA", "tls15", script=lambda c: always_closed(scripts.after_tls_cancel_request(
-        "tls", tls_context(c, c.other_server), close)), shows="certificate verify failed"),
-    Scenario("wrong-name", "tls15", script=lambda c: always_closed(scripts.after_tls_cancel_request(
-        "tls", tls_context(c, c.wrong_name), close)), shows="does not match host name"),
+    Scenario("wrong-CA", "tls15", script=lambda c: always_closed(scripts.with_certificate("other_server")(c)),
+             shows="certificate verify failed"),
+    Scenario("wrong-name", "tls15", script=lambda c: always_closed(scripts.with_certificate("wrong_name")(c)),
+             shows="does not match host name"),
     Scenario("not-TLS", "tls15", script=lambda c: scripts.after_client_hello("tls", close, bytes(range(256))),
              shows="status=BAD"),
     Scenario("half-a-flight-then-reset", "tls15", script=lambda c: scripts.in_server_flight("tls", good(c), 300, reset),
@@ -124,9 +124,7 @@ SWEEPS = [
 def starving(certs, servers):
     directory = programs.build(BUILD / "starving", ("starving.c", "transcript.c"), oracle=False)
     programs.cc(directory / "starve.so", SOURCES / "starve.c", "-shared", "-fPIC", "-fno-builtin")
-    made = programs.laboratory_of(directory, certs, servers)
-    yield made
-    made.close()
+    yield from programs.open_laboratory(directory, certs, servers)
 
 
 @pytest.mark.parametrize("how,transport,step", SWEEPS)

@@ -71,8 +71,7 @@ OVER_TLS = {
     "answers-E": (lambda c: scripts.after_ssl_request(close, FORGED_ERROR),
                   r"PQcancel() -- server sent an error response during SSL exchange\n"),
     "closes": (lambda c: scripts.after_ssl_request(close), r"PQcancel() -- server closed the connection unexpectedly\n"),
-    "wrong-CA": (lambda c: scripts.after_tls_cancel_request("tls", tls_context(c, c.other_server), close),
-                 r"PQcancel() -- SSL error: certificate verify failed\n"),
+    "wrong-CA": (scripts.with_certificate("other_server"), r"PQcancel() -- SSL error: certificate verify failed\n"),
 }
 
 

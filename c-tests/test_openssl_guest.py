@@ -24,16 +24,12 @@ PROMPT = b"Enter PEM pass phrase:"
 def openssl_guest(certs, servers):
     directory = programs.build(BUILD / "openssl-guest", ("openssl_guest.c", "transcript.c"), "-Wno-deprecated-declarations",
                                "-lssl", "-lcrypto", oracle=False)
-    made = programs.laboratory_of(directory, certs, servers)
-    yield made
-    made.close()
+    yield from programs.open_laboratory(directory, certs, servers)
 
 
 @pytest.fixture(scope="module")
 def guest(certs, servers):
-    made = programs.laboratory_of(programs.build_guest(), certs, servers)
-    yield made
-    made.close()
+    yield from programs.open_laboratory(programs.build_guest(), certs, servers)
 
 
 def serve(pair: str):
@@ -136,9 +132,7 @@ def at_terminal(guest, tmp_path):
         # The shell leads a session of its own; the first terminal that it opens becomes the session's.
         (wrapped / name).write_text(f'#!/bin/sh\n: <> "$DRIVER_TERMINAL"\nexec "{guest.build / name}" "$@"\n')
         (wrapped / name).chmod(0o755)
-    made = programs.laboratory_of(wrapped, guest.certs, guest.servers)
-    yield made
-    made.close()
+    yield from programs.open_laboratory(wrapped, guest.certs, guest.servers)
 
 
 def test_the_terminal_is_left_alone(at_terminal, tmp_path):

@@ -178,8 +178,7 @@ def test_ten_ctrl_c_at_once(monitor, eavesdropper, tmp_path):
 HOSTILE = {
     "answers-N": (lambda c: scripts.refuse_tls_but_listen, "server does not support SSL, but SSL was required"),
     "never-answers": (lambda c: scripts.after_ssl_request(scripts.hold), "timeout expired"),
-    "is-another": (lambda c: scripts.after_tls_cancel_request("tls", scripts.tls_context(c, c.other_server), scripts.close),
-                   "SSL error: certificate verify failed"),
+    "is-another": (scripts.with_certificate("other_server"), "SSL error: certificate verify failed"),
 }
 
 

@@ -26,9 +26,7 @@ NO_CACHE = "glibc.malloc.tcache_count=0"  # or what a thread keeps for later wou
 @pytest.fixture(scope="module")
 def guest(certs, servers):
     """As `laboratory`, with guest.c in the driver's place."""
-    made = programs.laboratory_of(programs.build_guest(), certs, servers)
-    yield made
-    made.close()
+    yield from programs.open_laboratory(programs.build_guest(), certs, servers)
 
 
 def fin_then_reset(connection: CancelConnection) -> None:
@@ -40,10 +38,6 @@ def fin_then_reset(connection: CancelConnection) -> None:
 def after_flight(certs, ending, **changes):
     context = tls_context(certs, certs.server, **changes)
     return scripts.after_tls_cancel_request("tls", context, ending)
-
-
-def with_certificate(name: str):
-    return lambda c: scripts.after_tls_cancel_request("tls", tls_context(c, getattr(c, name)), close)
 
 
 # How a cancel can fail, or succeed (None: the real server), by name: transport, script.
@@ -59,9 +53,9 @@ WAYS = {
     "reset-after-request": ("tls15", lambda c: scripts.after_ssl_request(reset)),
     "not-TLS": ("tls15", lambda c: scripts.after_client_hello("tls", close, bytes(range(256)))),
     "half-a-flight": ("tls15", lambda c: scripts.in_server_flight("tls", tls_context(c, c.server), 300, reset)),
-    "wrong-CA": ("tls15", with_certificate("other_server")),
-    "wrong-name": ("tls15", with_certificate("wrong_name")),
-    "expired": ("tls15", with_certificate("expired")),
+    "wrong-CA": ("tls15", scripts.with_certificate("other_server")),
+    "wrong-name": ("tls15", scripts.with_certificate("wrong_name")),
+    "expired": ("tls15", scripts.with_certificate("expired")),
     "TLS-too-old": ("tls15", lambda c: after_flight(c, close, too_old=True)),
     "answered-in-TLS": ("tls15", lambda c: scripts.after_tls_cancel_request(
         "tls", tls_context(c, c.server), close, FORGED_ERROR)),

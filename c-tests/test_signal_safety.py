@@ -69,16 +69,8 @@ HANDLERS = 20
 TIMEOUT = 2  # seconds, where the server says nothing
 
 
-@pytest.fixture(scope="module")
-def locks(certs, servers):
-    made = programs.laboratory_of(legacy.build("locks", "-lssl", "-lcrypto", "-rdynamic"), certs, servers)
-    yield made
-    made.close()
-
-
-def with_certificate(pair: str):
-    return lambda c: programs.always_closed(
-        scripts.after_tls_cancel_request("tls", scripts.tls_context(c, getattr(c, pair)), scripts.close))
+def with_certificate(name: str):
+    return lambda c: programs.always_closed(scripts.with_certificate(name)(c))
 
 
 def closing(script):

@@ -18,16 +18,7 @@ NO_CACHE = "glibc.malloc.tcache_count=0"  # or what a thread keeps for later wou
 
 @pytest.fixture(scope="module")
 def storm(certs, servers):
-    made = programs.laboratory_of(legacy.build("storm", "-lssl", "-lcrypto", "-rdynamic"), certs, servers)
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope="module")
-def locks(certs, servers):
-    made = programs.laboratory_of(legacy.build("locks", "-lssl", "-lcrypto", "-rdynamic"), certs, servers)
-    yield made
-    made.close()
+    yield from programs.open_laboratory(legacy.build("storm", "-lssl", "-lcrypto", "-rdynamic"), certs, servers)
 
 
 def storm_environment(storm) -> dict[str, str]:

@@ -17,9 +17,7 @@ REPETITIONS = 50
 
 @pytest.fixture(scope="module")
 def threads(certs, servers):
-    made = programs.laboratory_of(legacy.build("threads"), certs, servers)
-    yield made
-    made.close()
+    yield from programs.open_laboratory(legacy.build("threads"), certs, servers)
 
 
 @pytest.mark.parametrize("transport", ["tls15", "tcp4"])

@@ -34,9 +34,7 @@ TRACE_TO_FILE = {"PQCANCEL_TRACE": "{dir}/trace"}
 
 @pytest.fixture(scope="module")
 def traced(certs, servers):
-    made = programs.laboratory_of(legacy.build("traced"), certs, servers)
-    yield made
-    made.close()
+    yield from programs.open_laboratory(legacy.build("traced"), certs, servers)
 
 
 @pytest.fixture

@@ -334,12 +334,6 @@ run_no_descriptor(struct context *context)
 	PQfreeCancel(cancel);
 }
 
-void
-before_session(const char *scenario)
-{
-	(void) scenario;
-}
-
 const struct scenario scenarios[] = {
 	{"many", run_many},
 	{"exit", run_exit},

@@ -139,12 +139,6 @@ run_blocking(struct context *context)
 	finish(cancel);
 }
 
-void
-before_session(const char *scenario)
-{
-	(void) scenario;
-}
-
 const struct scenario scenarios[] = {
 	{"query", run_query},
 	{"idle", run_idle},

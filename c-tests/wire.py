@@ -11,6 +11,13 @@ CANCEL_REQUEST_CODE = bytes.fromhex("04d2162e")
 # RFC 8446, section 4.1.3: a ServerHello with this random is a HelloRetryRequest.
 HELLO_RETRY_REQUEST = hashlib.sha256(b"HelloRetryRequest").digest()
 
+GSSENC_REQUEST = bytes.fromhex("0000000804d21630")
+RECORD_HEADER = 5
+APPLICATION_DATA = 23
+RECORD_TYPES = range(20, 24)
+TLS13_OVERHEAD = 17  # what TLS 1.3 adds to what it encrypts: the type, and the tag
+SEALED_CANCEL_REQUEST = 16 + TLS13_OVERHEAD
+
 SERVER_NAME, ALPN, SUPPORTED_VERSIONS = 0, 16, 43
 CLIENT_HELLO = 1
 
@@ -36,6 +43,19 @@ def summary(connection: CancelConnection) -> str:
 def is_readable(connection: CancelConnection) -> bool:
     """Does a CancelRequest stand on the wire in the clear?"""
     return CANCEL_REQUEST_CODE in connection.sent_by_client
+
+
+def read(connection: CancelConnection) -> tuple[bytes, list[int]]:
+    """What the client sent outside TLS, and the sizes of what it sent encrypted."""
+    rest, clear, sealed = connection.sent_by_client, b"", []
+    while rest.startswith((SSL_REQUEST, GSSENC_REQUEST)):
+        clear, rest = clear + rest[:8], rest[8:]
+    while len(rest) >= RECORD_HEADER and rest[0] in RECORD_TYPES and rest[1] == 3:
+        size = int.from_bytes(rest[3:RECORD_HEADER], "big")
+        if rest[0] == APPLICATION_DATA:
+            sealed.append(size)
+        rest = rest[RECORD_HEADER + size:]
+    return clear + rest, sealed
 
 
 def is_retried(connection: CancelConnection) -> bool:

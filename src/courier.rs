@@ -36,9 +36,9 @@ use crate::trace;
 /// Deep enough for OpenSSL; what is not used is not there.
 const STACK_SIZE: usize = 512 * 1024;
 
-/// While there are connections to look after, new requests are looked for so often: what waits for
-/// a socket cannot be woken by the bell.
-const TICK: Duration = Duration::from_millis(5);
+/// While there are connections to look after, new requests are looked for so often, in milliseconds:
+/// what waits for a socket cannot be woken by the bell.
+const TICK: u8 = 5;
 
 /// Set in PRESENCE while the courier works. The rest of it counts who keeps it from working.
 const WORKING: u32 = 1 << 31;
@@ -47,8 +47,8 @@ const WORKING: u32 = 1 << 31;
 const FORK_PATIENCE: Duration = Duration::from_millis(500);
 const EXIT_PATIENCE: Duration = Duration::from_millis(1000);
 
-/// How often the courier looks for other threads when the main thread has left.
-const LOOK_AROUND_EVERY: Duration = Duration::from_millis(200);
+/// How often the courier looks for other threads when the main thread has left, in nanoseconds.
+const LOOK_AROUND_EVERY: u64 = 200_000_000;
 
 // ---- starting it --------------------------------------------------------------------------------
 
@@ -131,16 +131,14 @@ fn live() {
 fn wait(jobs: &mut [Job], rung: u32) {
     if jobs.is_empty() {
         let limit = MAIN_THREAD_HAS_LEFT.load(Acquire).then_some(LOOK_AROUND_EVERY);
-        let limit = limit.and_then(|limit| u64::try_from(limit.as_nanos()).ok());
         rest(|| sleep_on(&BELL, rung, limit));
         return;
     }
     let mut fds: Vec<PollFd<'_>> =
         jobs.iter().filter_map(|job| Some(PollFd::new(job.conn.socket()?, job.wants))).collect();
-    let timeout = PollTimeout::try_from(TICK).unwrap_or(PollTimeout::ZERO);
     // However it ends, the jobs are looked at: polling one too early does no harm.
     rest(|| {
-        let _ = poll(&mut fds, timeout);
+        let _ = poll(&mut fds, PollTimeout::from(TICK));
     });
 }
 

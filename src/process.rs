@@ -64,7 +64,7 @@ pub(crate) fn start_thread(
 
 /// Has this called when this thread ends before the process does: one thread of a process, once.
 /// Without memory for that, it is not.
-pub(crate) fn on_end_of_this_thread(function: extern "C" fn(*mut c_void)) {
+pub(crate) fn on_end_of_this_thread(function: unsafe extern "C" fn(*mut c_void)) {
     static MADE: AtomicBool = AtomicBool::new(false);
     if MADE.swap(true, Relaxed) {
         return; // a forked child inherits it
@@ -73,39 +73,27 @@ pub(crate) fn on_end_of_this_thread(function: extern "C" fn(*mut c_void)) {
     // SAFETY: the key is made before it is used; its value is not NULL, so that the function is
     // called, and never looked at.
     unsafe {
-        if libc::pthread_key_create(&raw mut key, Some(raw_destructor(function))) == 0 {
+        if libc::pthread_key_create(&raw mut key, Some(function)) == 0 {
             libc::pthread_setspecific(key, std::ptr::without_provenance(1));
         }
     }
 }
 
-fn raw_destructor(function: extern "C" fn(*mut c_void)) -> unsafe extern "C" fn(*mut c_void) {
-    function
-}
-
 /// Has these called around every fork(): before it, after it in the parent, after it in the child.
 /// False if there is no memory for that.
 pub(crate) fn on_fork(
-    before: extern "C" fn(),
-    in_parent: extern "C" fn(),
-    in_child: extern "C" fn(),
+    before: unsafe extern "C" fn(),
+    in_parent: unsafe extern "C" fn(),
+    in_child: unsafe extern "C" fn(),
 ) -> bool {
     // SAFETY: the functions take nothing and, as this library is never unloaded, stay.
-    let result = unsafe {
-        libc::pthread_atfork(Some(raw(before)), Some(raw(in_parent)), Some(raw(in_child)))
-    };
-    result == 0
-}
-
-fn raw(function: extern "C" fn()) -> unsafe extern "C" fn() {
-    function
+    unsafe { libc::pthread_atfork(Some(before), Some(in_parent), Some(in_child)) == 0 }
 }
 
 /// Has this called when the process exits in good order. False if there is no memory for that.
 pub(crate) fn on_exit(function: extern "C" fn()) -> bool {
     // SAFETY: the function takes nothing and, as this library is never unloaded, stays.
-    let result: c_int = unsafe { libc::atexit(function) };
-    result == 0
+    unsafe { libc::atexit(function) == 0 }
 }
 
 /// Closes a descriptor that nothing of ours stands for any more, if it is one.

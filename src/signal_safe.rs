@@ -38,7 +38,6 @@ pub(crate) use words::{Line, MESSAGE_SIZE, Message, is_traced, trace_to_file, tr
 /// No socket address uses the last 16 bytes of sockaddr_storage (the longest ends at 110): there a
 /// block of ours carries its mark.
 const MARK: usize = 112;
-const MARK_SIZE: usize = 16;
 const MARK_WORD: u64 = u64::from_ne_bytes(*b"pqcancel");
 
 /// What PQgetCancel returns: one block of malloc's that begins with the bytes of the host's own
@@ -46,7 +45,7 @@ const MARK_WORD: u64 = u64::from_ne_bytes(*b"pqcancel");
 #[repr(C, align(16))]
 pub(crate) struct PgCancel {
     host: Zeroizing<[u8; LONGEST_BLOCK]>,
-    pub(crate) way: Way,
+    way: Way,
 }
 
 /// How PQcancel goes about it.
@@ -77,16 +76,16 @@ enum Maker<'a> {
 impl PgCancel {
     /// A block that begins with these bytes of the host's.
     pub(crate) fn new(mut host: Zeroizing<[u8; LONGEST_BLOCK]>, way: Way) -> PgCancel {
-        for (to, from) in host.iter_mut().skip(MARK).zip(PgCancel::mark()) {
+        for (to, from) in host.iter_mut().skip(MARK).zip(PgCancel::mark().to_ne_bytes()) {
             *to = from;
         }
         PgCancel { host, way }
     }
 
     /// A word that says what we are, and an address that says which of us.
-    fn mark() -> [u8; MARK_SIZE] {
+    fn mark() -> u128 {
         let us = (&raw const BELL).addr() as u64;
-        u128::to_ne_bytes(u128::from(MARK_WORD) | u128::from(us) << 64)
+        u128::from(MARK_WORD) | u128::from(us) << 64
     }
 
     /// Whether we made this block.
@@ -105,7 +104,7 @@ impl PgCancel {
     unsafe fn maker<'a>(cancel: *const pg_cancel) -> Maker<'a> {
         // SAFETY: every struct pg_cancel begins with a sockaddr_storage, which the mark is in.
         let mark = unsafe { cancel.cast::<u8>().add(MARK).cast::<u128>().read_unaligned() };
-        if mark == u128::from_ne_bytes(PgCancel::mark()) {
+        if mark == PgCancel::mark() {
             // SAFETY: only our blocks have this mark.
             return Maker::Us(unsafe { &*cancel.cast::<PgCancel>() });
         }
