@@ -11,6 +11,7 @@ import pytest
 import certs as certs_module
 import comparison
 import legacy
+import matrix
 import peers
 import programs
 from eavesdropper import Eavesdropper
@@ -91,3 +92,6 @@ def pytest_terminal_summary(terminalreporter):
     if tally.compared:
         terminalreporter.write_line(f"{tally.compared} scenarios compared with libpq 18, {tally.wilful} of them wilful "
                                     f"differences ({len(comparison.DIFFERENCES)} kinds)")
+    if matrix.cancelled:
+        terminalreporter.write_line("queries cancelled, linked and preloaded, over TLS and in plaintext, by four functions:\n"
+                                    + matrix.table())

@@ -106,8 +106,10 @@ class Code:
                 found.add(self.starts[bisect_right(self.starts, int(direct[1], 16)) - 1])
             elif BRANCH.match(mnemonic) and held.get(last.removeprefix("*")) not in ("function", f"offset of {mnemonic}"):
                 reach.indirect.add(name)
-            held[last] = "function" if mnemonic == "mov" and target in self.table else \
-                "offset of jmp" if mnemonic == "add" else ""
+            if mnemonic == "mov":
+                held[last] = "function" if target in self.table else held.get(operands.removesuffix(f",{last}"), "")
+            else:
+                held[last] = "offset of jmp" if mnemonic == "add" else ""
         return found
 
     def _run(self, *command: str) -> str:

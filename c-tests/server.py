@@ -32,13 +32,14 @@ SETTINGS = {
 }
 
 START_ATTEMPTS = 5
+FIRST_WITH_ABSTRACT = 14
 
 
 class Postgres:
     """A running server, for use in a `with` statement.
 
-    Listens on 127.0.0.1, on ::1 where the machine has IPv6, and on two Unix sockets (socket_dir, and abstract_dir,
-    which is in Linux's abstract namespace); all three with the same port number.
+    Listens on 127.0.0.1, on ::1 where the machine has IPv6, and on two Unix sockets (socket_dir, and from PostgreSQL 14 on
+    abstract_dir, which is in Linux's abstract namespace); all with the same port number.
     """
 
     host = "127.0.0.1"
@@ -108,10 +109,12 @@ class Postgres:
     def _start(self) -> None:
         """Starts on a free port. Somebody else may take the port first: then another one is tried."""
         addresses = [self.host] + (["::1"] if self.ipv6 else [])
+        major = int((self.data / "PG_VERSION").read_text())
+        socket_dirs = [self.socket_dir, self.abstract_dir] if major >= FIRST_WITH_ABSTRACT else [self.socket_dir]
         for attempt in range(START_ATTEMPTS):
             self.port = free_port(addresses)
             settings = {"port": str(self.port), "listen_addresses": ",".join(addresses),
-                        "unix_socket_directories": f"{self.socket_dir},{self.abstract_dir}", **self.settings}
+                        "unix_socket_directories": ",".join(map(str, socket_dirs)), **self.settings}
             lines = [f"{name} = '{value}'\n" for name, value in settings.items()]
             self._install("".join(lines).encode(), "postgresql.auto.conf")
             started = self._run("pg_ctl", "start", "--wait", "--silent", f"--pgdata={self.data}", f"--log={self.log}",

@@ -1,33 +1,100 @@
-"""The libpq below pqcancel may be any from 13 to 18; an older one is refused in so many words."""
+"""libpqs that pqcancel does not know: newer than 18, and older than 10. A newer one is used as long as its struct pg_cancel is
+18's; else a TLS session is refused in so many words, and one in plaintext goes on as without us. (test_matrix.py has those
+that it knows.)
+"""
 
 from __future__ import annotations
+
+import os
+import subprocess
 
 import pytest
 
 import peers
-from test_real import run_driver
+import programs
+from eavesdropper import Cancels
+from programs import SOURCES
 
-KNOWN = [13, 14, 16, 17, 18]  # Debian's, and the oracle's 18, are in every other test
+NEW = ["PQcancelBlocking", "PQcancelPoll"]
+OLD = ["PQcancel", "PQrequestCancel"]
+OLDEST, NEWER = 90624, 190000
 
-
-def run(laboratory, tmp_path, major, transport, scenario):
-    """driver-pqcancel with the libpq of this version, against Debian's server."""
-    server = laboratory.servers["15"]
-    libraries = [laboratory.build, laboratory.library.parent, peers.postgres(major) / "lib"]
-    return run_driver(laboratory, server, libraries, tmp_path, transport, scenario, 1)
-
-
-@pytest.mark.parametrize("transport", ["tcp4", "unix", "verify-full"])
-@pytest.mark.parametrize("major", KNOWN)
-def test_query_is_cancelled_over(laboratory, tmp_path, major, transport):
-    result = run(laboratory, tmp_path, major, transport, "query")
-    assert result.returncode == 0, result
-    assert f"session: ssl={int(transport == 'verify-full')}\n" in result.stdout
-    assert "result: SQLSTATE 57014\nnext query: 42\n" in result.stdout, result
+LAYOUT = (f"pqcancel could not read the cancel key from the libpq in use (version {NEWER}): "
+          "its layout is not the expected one")
+UNKNOWN = f"pqcancel does not know the libpq in use (version {OLDEST}); it knows those of PostgreSQL 10 and later"
 
 
-@pytest.mark.parametrize("transport", ["tcp4", "verify-full"])
-def test_an_unknown_libpq_is_refused(laboratory, tmp_path, transport):
-    result = run(laboratory, tmp_path, 12, transport, "blocking")
-    assert "status=BAD" in result.stdout, result
-    assert "pqcancel does not know the libpq in use (version 120022)" in result.stdout, result
+@pytest.fixture(scope="module")
+def program():
+    made = programs.build(programs.BUILD / "functions", ("driver.c", "functions.c", "query.c", "session.c", "transcript.c"),
+                          oracle=False)
+    return made / "driver-pqcancel"
+
+
+@pytest.fixture
+def libpq(tmp_path):
+    """Directory for a libpq.so.5 of the test's own, with what libpq 18 needs beside it."""
+    made = tmp_path / "libpq"
+    made.mkdir()
+    for library in peers.libpq18().iterdir():
+        if library.name != "libpq.so.5":
+            (made / library.name).symlink_to(library)
+    return made
+
+
+def another_version(directory, version: int) -> None:
+    """libpq 18, which calls itself another one."""
+    real = (peers.libpq18() / "libpq.so.5").read_bytes()
+    returns = [b"\xb8" + number.to_bytes(4, "little") + b"\xc3" for number in (180006, version)]  # mov, ret
+    assert real.count(returns[0]) == 1
+    (directory / "libpq.so.5").write_bytes(real.replace(*returns))
+
+
+def another_layout(directory) -> None:
+    programs.cc(directory / "libpq.so.5", SOURCES / "newer_libpq.c", "-shared", "-fPIC", "-Wl,--no-as-needed",
+                f"-L{peers.libpq18()}", "-lpq", "-Wl,--allow-shlib-undefined", "-Wl,-soname,libpq.so.5")
+
+
+def run(program, libpq, eavesdropper, home, sslmode: str, scenario: str) -> list[str]:
+    """What the functions did."""
+    environment = {"HOME": str(home), "LC_ALL": "C",
+                   "LD_LIBRARY_PATH": os.pathsep.join([str(programs.library_directory()), str(libpq)]),
+                   "DRIVER_MONITOR": eavesdropper.server.conninfo(sslmode="disable")}
+    command = [program, eavesdropper.conninfo(sslmode=sslmode), scenario]
+    result = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=100)
+    assert (result.returncode, result.stderr) == (0, ""), result
+    first, *lines = [line for line in result.stdout.splitlines() if line]
+    assert first == f"session: ssl={int(sslmode != 'disable')}"
+    return lines
+
+
+def cancelled(version: int, functions: list[str]) -> list[str]:
+    return [f"libpq: {version}", *(f"{function} -> 1, query: 57014" for function in functions)]
+
+
+@pytest.mark.parametrize("sslmode,cancels", [("verify-full", Cancels(0, 4)), ("disable", Cancels(4, 0))])
+def test_a_newer_libpq_of_the_same_layout(program, libpq, eavesdropper, tmp_path, sslmode, cancels):
+    another_version(libpq, NEWER)
+    assert run(program, libpq, eavesdropper, tmp_path, sslmode, "cancelled") == cancelled(NEWER, NEW + OLD)
+    assert eavesdropper.cancels == cancels
+
+
+def refusals(message: str, functions: list[str]) -> list[str]:
+    said = {"PQcancel": f"PQcancel() -- {message}", "PQrequestCancel": f"PQcancel() -- {message}"}
+    return [line for name in functions for line in (f"{name}: {said.get(name, message)}", f"{name} -> 0")]
+
+
+@pytest.mark.parametrize("message", [LAYOUT, UNKNOWN], ids=["newer", "too-old"])
+def test_a_tls_session_is_refused(program, libpq, eavesdropper, tmp_path, message):
+    another_layout(libpq) if message == LAYOUT else another_version(libpq, OLDEST)
+    assert run(program, libpq, eavesdropper, tmp_path, "verify-full", "idle") == refusals(message, NEW + OLD)
+    assert len(eavesdropper.connections) == 1, "more than the session was connected"
+
+
+@pytest.mark.parametrize("message", [LAYOUT, UNKNOWN], ids=["newer", "too-old"])
+def test_a_session_in_plaintext_goes_on(program, libpq, eavesdropper, tmp_path, message):
+    """By the old functions, which are then libpq's own."""
+    another_layout(libpq) if message == LAYOUT else another_version(libpq, OLDEST)
+    lines = run(program, libpq, eavesdropper, tmp_path, "disable", "old")
+    assert lines == cancelled(NEWER if message == LAYOUT else OLDEST, OLD)
+    assert eavesdropper.cancels == Cancels(readable=2, encrypted=0)

@@ -22,6 +22,7 @@ pub enum Error {
     InvalidInteger { option: &'static str, value: String },
     // of the libpq it belongs to
     HostNotFound,
+    HostAmbiguous,
     HostLacks(&'static str),
     HostUnsupported(i32),
     HostLayout(i32),
@@ -139,6 +140,7 @@ impl Display for Error {
             | Error::InvalidOption { .. }
             | Error::InvalidInteger { .. } => self.fmt_session(f),
             Error::HostNotFound
+            | Error::HostAmbiguous
             | Error::HostLacks(_)
             | Error::HostUnsupported(_)
             | Error::HostLayout(_)
@@ -191,13 +193,16 @@ impl Error {
             Error::HostNotFound => {
                 f.write_str("pqcancel could not find the libpq that this connection belongs to")
             }
+            Error::HostAmbiguous => f.write_str(
+                "pqcancel cannot tell which of the several libpqs in this process is in use",
+            ),
             Error::HostLacks(function) => {
                 write!(f, "pqcancel could not find {function}() in the libpq in use")
             }
             Error::HostUnsupported(version) => write!(
                 f,
                 "pqcancel does not know the libpq in use (version {version}); \
-                 it knows those of PostgreSQL 13 to 18"
+                 it knows those of PostgreSQL 10 and later"
             ),
             Error::HostLayout(version) => write!(
                 f,

@@ -209,10 +209,10 @@ unsafe extern "C" fn get_cancel(conn: *mut PGconn, return_address: *const c_void
         match unsafe { session(conn, return_address) } {
             Ok(session) => legacy::get(&session),
             Err(Error::NullConnection) => None,
-            Err(error) => Some(legacy::unusable(&error)),
+            Err(error) => legacy::into_raw(legacy::unusable(&error)),
         }
     });
-    cancel.ok().flatten().map_or(std::ptr::null_mut(), legacy::into_raw)
+    cancel.ok().flatten().map_or(std::ptr::null_mut(), NonNull::as_ptr)
 }
 
 /// Cancel what the session is doing, as PQcancel() of libpq, and wait until the server has taken the

@@ -1,8 +1,8 @@
 //! The host: the libpq that the program already uses, found when we are called. Everything we
 //! ask it goes through one typed table, and a [`Session`] gives safe answers from it.
 //!
-//! A process may hold several libpqs (Python wheels bring their own), and ours must ask the one
-//! that made the connection. That is the one in the dependency tree of whoever called us.
+//! A process may hold several libpqs (Python wheels bring their own), and we must ask the one that
+//! made the connection. That is the one in the dependency tree of whoever called us.
 
 #![allow(unsafe_code)]
 
@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 use zeroize::Zeroize;
 
 use crate::error::Error;
-use crate::host_layout::{self, CancelBlock};
+use crate::host_layout::{CancelBlock, Layout};
 use crate::loader::{self, Generation, Library, Object};
 use crate::params::ConnInfo;
 use crate::recent::Recent;
@@ -39,48 +39,65 @@ pub use libpq_fe::{PGconn, pg_cancel};
 use libpq_fe::{PQconninfoOption, PQsslKeyPassHook_OpenSSL_type};
 
 /// Declares the table: each function with its type, looked up by its own name, and the type
-/// compared with libpq-fe.h's when this is compiled.
+/// compared with libpq-fe.h's when this is compiled. Older libpqs lack the second kind.
 macro_rules! host_functions {
-    ($($name:ident: unsafe extern "C" fn($($arg:ty),*) $(-> $ret:ty)?;)*) => {
+    (
+        required { $($name:ident: fn($($arg:ty),*) $(-> $ret:ty)?;)* }
+        optional { $($newer:ident: fn($($newer_arg:ty),*) $(-> $newer_ret:ty)?;)* }
+    ) => {
         #[allow(non_snake_case)]
-        struct Functions { $($name: unsafe extern "C" fn($($arg),*) $(-> $ret)?,)* }
+        struct Functions {
+            $($name: unsafe extern "C" fn($($arg),*) $(-> $ret)?,)*
+            $($newer: Option<unsafe extern "C" fn($($newer_arg),*) $(-> $newer_ret)?>,)*
+        }
 
         impl Functions {
             fn look_up(library: &Library) -> Result<Functions, Error> {
-                Ok(Functions { $($name: {
-                    let symbol = library.symbol(concat!(stringify!($name), "\0"))
-                        .ok_or(Error::HostLacks(stringify!($name)))?;
-                    // SAFETY: the symbol comes from a libpq, whose function of this name has this
-                    // type: the constants below compare it with libpq-fe.h's.
-                    unsafe {
-                        std::mem::transmute::<*mut c_void, unsafe extern "C" fn($($arg),*) $(-> $ret)?>(
-                            symbol.as_ptr(),
-                        )
-                    }
-                },)* })
+                Ok(Functions {
+                    $($name: host_functions!(@symbol library, $name, fn($($arg),*) $(-> $ret)?)
+                        .ok_or(Error::HostLacks(stringify!($name)))?,)*
+                    $($newer: host_functions!(
+                        @symbol library, $newer, fn($($newer_arg),*) $(-> $newer_ret)?
+                    ),)*
+                })
             }
         }
 
         $(const _: unsafe extern "C" fn($($arg),*) $(-> $ret)? = libpq_fe::$name;)*
+        $(const _: unsafe extern "C" fn($($newer_arg),*) $(-> $newer_ret)? = libpq_fe::$newer;)*
+    };
+    (@symbol $library:ident, $name:ident, fn($($arg:ty),*) $(-> $ret:ty)?) => {
+        $library.symbol(concat!(stringify!($name), "\0")).map(|symbol| {
+            // SAFETY: the symbol comes from a libpq, whose function of this name has this type: the
+            // constants above compare it with libpq-fe.h's.
+            unsafe {
+                std::mem::transmute::<*mut c_void, unsafe extern "C" fn($($arg),*) $(-> $ret)?>(
+                    symbol.as_ptr(),
+                )
+            }
+        })
     };
 }
 
 host_functions! {
-    PQsocket: unsafe extern "C" fn(*const PGconn) -> c_int;
-    PQerrorMessage: unsafe extern "C" fn(*const PGconn) -> *mut c_char;
-    PQbackendPID: unsafe extern "C" fn(*const PGconn) -> c_int;
-    PQhost: unsafe extern "C" fn(*const PGconn) -> *mut c_char;
-    PQport: unsafe extern "C" fn(*const PGconn) -> *mut c_char;
-    PQsslInUse: unsafe extern "C" fn(*mut PGconn) -> c_int;
-    PQgssEncInUse: unsafe extern "C" fn(*mut PGconn) -> c_int;
-    PQconninfo: unsafe extern "C" fn(*mut PGconn) -> *mut PQconninfoOption;
-    PQconninfoFree: unsafe extern "C" fn(*mut PQconninfoOption);
-    PQgetCancel: unsafe extern "C" fn(*mut PGconn) -> *mut pg_cancel;
-    PQfreeCancel: unsafe extern "C" fn(*mut pg_cancel);
-    PQcancel: unsafe extern "C" fn(*mut pg_cancel, *mut c_char, c_int) -> c_int;
-    PQgetSSLKeyPassHook_OpenSSL: unsafe extern "C" fn() -> PQsslKeyPassHook_OpenSSL_type;
-    PQdefaultSSLKeyPassHook_OpenSSL:
-        unsafe extern "C" fn(*mut c_char, c_int, *mut PGconn) -> c_int;
+    required {
+        PQsocket: fn(*const PGconn) -> c_int;
+        PQerrorMessage: fn(*const PGconn) -> *mut c_char;
+        PQbackendPID: fn(*const PGconn) -> c_int;
+        PQhost: fn(*const PGconn) -> *mut c_char;
+        PQport: fn(*const PGconn) -> *mut c_char;
+        PQsslInUse: fn(*mut PGconn) -> c_int;
+        PQconninfo: fn(*mut PGconn) -> *mut PQconninfoOption;
+        PQconninfoFree: fn(*mut PQconninfoOption);
+        PQgetCancel: fn(*mut PGconn) -> *mut pg_cancel;
+        PQfreeCancel: fn(*mut pg_cancel);
+        PQcancel: fn(*mut pg_cancel, *mut c_char, c_int) -> c_int;
+    }
+    optional {
+        PQgssEncInUse: fn(*mut PGconn) -> c_int; // 12
+        PQgetSSLKeyPassHook_OpenSSL: fn() -> PQsslKeyPassHook_OpenSSL_type; // 13
+        PQdefaultSSLKeyPassHook_OpenSSL: fn(*mut c_char, c_int, *mut PGconn) -> c_int; // 13
+    }
 }
 
 /// One libpq in this process.
@@ -129,7 +146,7 @@ impl Host {
     }
 
     fn find(return_address: *const c_void) -> Result<&'static Host, Error> {
-        let identity = find_from(return_address).ok_or(Error::HostNotFound)?;
+        let identity = find_from(return_address)?;
         let known = std::iter::successors(Host::latest(), |host| host.previous);
         if let Some(host) = known.into_iter().find(|host| host.identity == identity) {
             return Ok(host);
@@ -159,9 +176,6 @@ impl Host {
         let object = Object::containing(identity.as_ptr()).ok_or(Error::HostNotFound)?;
         let library = Library::open(&object).ok_or(Error::HostNotFound)?;
         let version = version_of(&library).ok_or(Error::HostLacks("PQlibVersion"))?;
-        if !host_layout::is_known(version) {
-            return Err(Error::HostUnsupported(version));
-        }
         let functions = Functions::look_up(&library)?;
         let interposed = [
             ("PQgetCancel", functions.PQgetCancel as *const c_void),
@@ -178,11 +192,6 @@ impl Host {
         Ok(Host { identity, version, functions, previous: None })
     }
 
-    /// Its version as `PQlibVersion` gives it.
-    pub fn version(&self) -> i32 {
-        self.version
-    }
-
     /// Its major version, from 10 on.
     pub fn major(&self) -> i32 {
         self.version / 10_000
@@ -196,13 +205,21 @@ unsafe impl Send for Host {}
 unsafe impl Sync for Host {}
 
 /// Looks for `PQconninfo`, which every libpq since 9.3 exports and we do not: in the caller's
-/// dependency tree, then in the objects behind us, then in the whole global scope.
-fn find_from(return_address: *const c_void) -> Option<NonNull<c_void>> {
+/// dependency tree, then in the objects behind us, in the whole global scope, and at last in all
+/// there is: a caller that belongs to no libpq (libffi, say) means the only one.
+fn find_from(return_address: *const c_void) -> Result<NonNull<c_void>, Error> {
     const NAME: &str = "PQconninfo\0";
-    Object::containing(return_address)
+    let in_scope = Object::containing(return_address)
         .and_then(|caller| Library::open(&caller))
         .and_then(|library| library.symbol(NAME))
-        .or_else(|| loader::symbol_in_scope(NAME))
+        .or_else(|| loader::symbol_in_scope(NAME));
+    if let Some(identity) = in_scope {
+        return Ok(identity);
+    }
+    let mut all = loader::symbols_anywhere(NAME);
+    let identity = all.pop_first().ok_or(Error::HostNotFound)?;
+    // Each would read another's connections by its own layout.
+    if all.is_empty() { Ok(identity) } else { Err(Error::HostAmbiguous) }
 }
 
 /// The version of a libpq, before anything else of it is relied on.
@@ -257,8 +274,10 @@ impl Session<'_> {
 
     /// Whether it is encrypted by GSSAPI right now.
     pub fn uses_gss_encryption(&self) -> bool {
-        // SAFETY: the connection is live (`new`), PQgssEncInUse only reads it.
-        unsafe { (self.host.functions.PQgssEncInUse)(self.conn.as_ptr()) != 0 }
+        self.host.functions.PQgssEncInUse.is_some_and(|function| {
+            // SAFETY: the connection is live (`new`), PQgssEncInUse only reads it.
+            unsafe { function(self.conn.as_ptr()) != 0 }
+        })
     }
 
     /// The host it is connected to, as it was given: a name, or an address in its lack.
@@ -298,16 +317,27 @@ impl Session<'_> {
 
     /// The peer's address and the cancel key, from what the host's own PQgetCancel makes.
     pub fn cancel_block(&self) -> Result<CancelBlock, Error> {
-        // SAFETY: the connection is live (`new`); the block is ours until it is freed below.
-        let block = unsafe { (self.host.functions.PQgetCancel)(self.conn.as_ptr()) };
-        let Some(block) = NonNull::new(block) else {
-            return Err(Error::HostFailed("PQgetCancel"));
-        };
+        let block = self.host_cancel().ok_or(Error::HostFailed("PQgetCancel"))?;
         // SAFETY: the host of this version made the block.
         let copy = unsafe { CancelBlock::take(block.cast::<u8>(), self.host.version) };
         // SAFETY: the block is freed once, by the host that made it.
         unsafe { (self.host.functions.PQfreeCancel)(block.as_ptr()) };
-        copy
+        copy.ok_or_else(|| self.unreadable())
+    }
+
+    /// What to say where its host's objects are not as expected.
+    pub fn unreadable(&self) -> Error {
+        let version = self.host.version;
+        match Layout::of(version) {
+            Some(_) => Error::HostLayout(version),
+            None => Error::HostUnsupported(version),
+        }
+    }
+
+    /// What the host's own PQgetCancel makes, for who frees it.
+    pub fn host_cancel(&self) -> Option<NonNull<pg_cancel>> {
+        // SAFETY: the connection is live (`new`).
+        NonNull::new(unsafe { (self.host.functions.PQgetCancel)(self.conn.as_ptr()) })
     }
 
     /// What tells this connection from the others that are open at the same time.
@@ -353,8 +383,8 @@ impl Session<'_> {
     pub fn passphrase_hook(&self) -> Option<impl FnOnce(&mut [u8]) -> usize> {
         let functions = &self.host.functions;
         // SAFETY: PQgetSSLKeyPassHook_OpenSSL takes nothing and may be called at any time.
-        let hook = unsafe { (functions.PQgetSSLKeyPassHook_OpenSSL)() }?;
-        if std::ptr::fn_addr_eq(hook, functions.PQdefaultSSLKeyPassHook_OpenSSL) {
+        let hook = unsafe { (functions.PQgetSSLKeyPassHook_OpenSSL?)() }?;
+        if std::ptr::fn_addr_eq(hook, functions.PQdefaultSSLKeyPassHook_OpenSSL?) {
             return None; // that one answers with sslpassword, and so do we
         }
         let conn = self.conn.as_ptr();

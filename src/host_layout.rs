@@ -5,9 +5,11 @@
 //!
 //! | host libpq | backend PID | key              | socket options | before that |
 //! |------------|-------------|------------------|----------------|-------------|
-//! | 13, 14     | at 136      | at 140, 4 bytes  | none           | sockaddr_storage at 0, its length at 128 |
+//! | 10 to 14   | at 136      | at 140, 4 bytes  | none           | sockaddr_storage at 0, its length at 128 |
 //! | 15 to 17   | at 136      | at 140, 4 bytes  | from 144       | the same |
 //! | 18         | in packet   | in packet        | from 140       | the same; packet: length at 160, code at 164, PID at 168, key from 172 |
+//!
+//! A libpq newer than 18 is read as one of 18: whether that is right, the packet tells.
 
 #![allow(unsafe_code)]
 
@@ -16,7 +18,6 @@ use std::ptr::NonNull;
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::address::Address;
-use crate::error::Error;
 use crate::message::{CANCEL_KEY_LENGTHS, CANCEL_REQUEST_CODE, CancelRequest, LONGEST_REQUEST};
 
 /// `SockAddr raddr`: the size of `struct sockaddr_storage`, then the length in use.
@@ -35,16 +36,54 @@ const OPTIONS_15_END: usize = 164;
 const OPTIONS_18: usize = 140;
 
 /// `int32 cancel_pkt_len`, `char cancel_req[]`, libpq 18. Before the key: length, code, PID.
-pub const PACKET: usize = 160;
+const PACKET: usize = 160;
 const PACKET_LENGTH_END: usize = 164;
 const PACKET_HEAD: usize = 12;
 
 /// The longest `struct pg_cancel` there is.
 pub const LONGEST_BLOCK: usize = PACKET + LONGEST_REQUEST;
 
-/// Whether the layout of this version is known.
-pub fn is_known(version: i32) -> bool {
-    matches!(version / 10_000, 13..=18)
+/// What stands behind the address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layout {
+    /// PID and key (libpq 14 and older).
+    Key,
+    /// PID, key and socket options (15 to 17).
+    KeyAndOptions,
+    /// Socket options and the packet to be sent (18 and newer).
+    Packet,
+}
+
+impl Layout {
+    /// That of a version, as PQlibVersion gives it.
+    pub fn of(version: i32) -> Option<Layout> {
+        match version / 10_000 {
+            10..=14 => Some(Layout::Key),
+            15..=17 => Some(Layout::KeyAndOptions),
+            18.. => Some(Layout::Packet),
+            _ => None,
+        }
+    }
+
+    /// How long a block is, of which so many bytes can be read.
+    ///
+    /// # Safety
+    ///
+    /// `block` is as long as that.
+    unsafe fn length(self, block: NonNull<u8>, room: usize) -> Option<usize> {
+        let length = match self {
+            Layout::Key => KEY_END,
+            Layout::KeyAndOptions => OPTIONS_15_END,
+            Layout::Packet if room < PACKET_LENGTH_END => return None,
+            Layout::Packet => {
+                // SAFETY: the block is at least this long.
+                let fixed =
+                    unsafe { std::slice::from_raw_parts(block.as_ptr(), PACKET_LENGTH_END) };
+                PACKET + packet_length(fixed)?
+            }
+        };
+        (length <= room).then_some(length)
+    }
 }
 
 /// What PQcancel sets on its socket; -1 stands for "not given".
@@ -64,41 +103,70 @@ pub struct SocketOptions {
 
 /// A copy of what the host's PQgetCancel made; wiped when dropped, because the key is in it.
 pub struct CancelBlock {
-    version: i32,
+    layout: Layout,
     bytes: Zeroizing<[u8; LONGEST_BLOCK]>,
 }
 
 impl CancelBlock {
     /// Copies a block of the host's PQgetCancel for a session that has a backend PID (without one
-    /// it has no key), and wipes the original, which the host frees as it is.
+    /// it has no key), and wipes the original, which the host frees as it is. None, and nothing is
+    /// wiped, if the version is unknown or the block not what it should be.
     ///
     /// # Safety
     ///
     /// A libpq of this version made `block` and has not freed it.
-    pub unsafe fn take(block: NonNull<u8>, version: i32) -> Result<CancelBlock, Error> {
-        let length = match version / 10_000 {
-            13 | 14 => KEY_END,
-            15..=17 => OPTIONS_15_END,
-            18 => {
-                // SAFETY: the fixed part of the block, with the packet's length, is this long.
-                let fixed =
-                    unsafe { std::slice::from_raw_parts(block.as_ptr(), PACKET_LENGTH_END) };
-                if i32_at(fixed, PACKET) == Some(0) {
-                    return Err(Error::NoCancelKey);
-                }
-                PACKET + packet_length(fixed).ok_or(Error::HostLayout(version))?
-            }
-            _ => return Err(Error::HostUnsupported(version)),
-        };
+    pub unsafe fn take(block: NonNull<u8>, version: i32) -> Option<CancelBlock> {
+        let layout = Layout::of(version)?;
+        // Up to 18 it is certain that the block is long enough. (Not every allocator that a program
+        // brings along tells.)
+        let is_certain = version < 190_000;
+        // SAFETY: malloc made the block.
+        let room = if is_certain { usize::MAX } else { unsafe { room(block) } };
+        // SAFETY: the block has this room, or is long enough.
+        let length = unsafe { layout.length(block, room) }?;
         // SAFETY: the block is this long: all versions up to 17 have one length, and libpq 18
         // writes the length of a packet only when it has allocated that much.
         let original = unsafe { std::slice::from_raw_parts_mut(block.as_ptr(), length) };
+        let copy = CancelBlock::copy(layout, original);
+        original.zeroize();
+        Some(copy)
+    }
+
+    /// Copies a block that a libpq made, of which version nobody knows. Reachable from a signal
+    /// handler. What tells the layouts apart: a packet holds its code, and a block with neither
+    /// packet nor options has no room for them.
+    ///
+    /// # Safety
+    ///
+    /// A libpq made `block` with malloc and has not freed it.
+    pub unsafe fn of_unknown(block: NonNull<u8>) -> Option<CancelBlock> {
+        // SAFETY: malloc made the block.
+        let room = unsafe { room(block) };
+        for layout in [Layout::Packet, Layout::KeyAndOptions, Layout::Key] {
+            // SAFETY: the block is as long as its room.
+            if let Some(length) = unsafe { layout.length(block, room) } {
+                // SAFETY: length is within the room.
+                let original = unsafe { std::slice::from_raw_parts(block.as_ptr(), length) };
+                let copy = CancelBlock::copy(layout, original);
+                if layout != Layout::Packet || copy.packet().is_some() {
+                    return Some(copy);
+                }
+            }
+        }
+        None
+    }
+
+    fn copy(layout: Layout, original: &[u8]) -> CancelBlock {
         let mut bytes = Zeroizing::new([0; LONGEST_BLOCK]);
-        for (to, from) in bytes.iter_mut().zip(&*original) {
+        for (to, from) in bytes.iter_mut().zip(original) {
             *to = *from;
         }
-        original.zeroize();
-        Ok(CancelBlock { version, bytes })
+        CancelBlock { layout, bytes }
+    }
+
+    /// How it is laid out.
+    pub fn layout(&self) -> Layout {
+        self.layout
     }
 
     /// The bytes as the host wrote them, and zeros behind them.
@@ -106,36 +174,39 @@ impl CancelBlock {
         &self.bytes
     }
 
-    /// The request that cancels the session with this backend PID, as it is in the block.
-    pub fn request(&self, backend_pid: i32) -> Result<CancelRequest, Error> {
-        let request = match self.version / 10_000 {
-            18 => self.request_from_packet(backend_pid),
-            _ => self.request_from_fields(backend_pid),
-        };
-        request.ok_or(Error::HostLayout(self.version))
+    /// The request that cancels the session with this backend PID, if that is what is in the block.
+    pub fn request(&self, backend_pid: i32) -> Option<CancelRequest> {
+        self.any_request().filter(|request| request.backend_pid() == backend_pid)
+    }
+
+    /// The request that is in the block.
+    pub fn any_request(&self) -> Option<CancelRequest> {
+        if self.layout == Layout::Packet {
+            let (head, key) = self.packet()?;
+            return CancelRequest::new(i32_at(head, 8).map(i32::from_be)?, key);
+        }
+        let key = i32_at(&*self.bytes, KEY)?.to_be_bytes();
+        CancelRequest::new(i32_at(&*self.bytes, PID)?, &key)
     }
 
     /// The address that the session is connected to, as `struct sockaddr`.
-    pub fn sockaddr(&self) -> Result<&[u8], Error> {
-        let length = i32_at(&*self.bytes, SOCKADDR_LENGTH).and_then(|l| usize::try_from(l).ok());
-        length
-            .filter(|length| *length <= SOCKADDR_SIZE)
-            .and_then(|length| self.bytes.get(..length))
-            .ok_or(Error::HostLayout(self.version))
+    pub fn sockaddr(&self) -> Option<&[u8]> {
+        let length = usize::try_from(i32_at(&*self.bytes, SOCKADDR_LENGTH)?).ok()?;
+        if length > SOCKADDR_SIZE { None } else { self.bytes.get(..length) }
     }
 
     /// The same address.
-    pub fn address(&self) -> Result<Address, Error> {
-        Address::from_sockaddr(self.sockaddr()?).ok_or(Error::HostLayout(self.version))
+    pub fn address(&self) -> Option<Address> {
+        Address::from_sockaddr(self.sockaddr()?)
     }
 
     /// The socket options that the host's PQcancel would set. Before libpq 15 it set none.
     pub fn socket_options(&self) -> SocketOptions {
         let option = |number: usize| {
-            let start = match self.version / 10_000 {
-                18 => OPTIONS_18,
-                15..=17 => OPTIONS_15,
-                _ => return -1,
+            let start = match self.layout {
+                Layout::Key => return -1,
+                Layout::KeyAndOptions => OPTIONS_15,
+                Layout::Packet => OPTIONS_18,
             };
             i32_at(&*self.bytes, start + 4 * number).unwrap_or(-1)
         };
@@ -148,25 +219,23 @@ impl CancelBlock {
         }
     }
 
-    fn request_from_fields(&self, backend_pid: i32) -> Option<CancelRequest> {
-        let pid = i32_at(&*self.bytes, PID)?;
-        let key = i32_at(&*self.bytes, KEY)?;
-        if pid != backend_pid {
-            return None;
-        }
-        CancelRequest::new(pid, &key.to_be_bytes())
-    }
-
-    fn request_from_packet(&self, backend_pid: i32) -> Option<CancelRequest> {
+    /// What comes before the key, and the key, if this is a CancelRequest.
+    fn packet(&self) -> Option<(&[u8], &[u8])> {
         let packet = self.bytes.get(PACKET..PACKET + packet_length(&*self.bytes)?)?;
         let (head, key) = packet.split_at_checked(PACKET_HEAD)?;
         let code = i32_at(head, 4).map(i32::cast_unsigned).map(u32::from_be);
-        let pid = i32_at(head, 8).map(i32::from_be);
-        if code != Some(CANCEL_REQUEST_CODE) || pid != Some(backend_pid) {
-            return None;
-        }
-        CancelRequest::new(backend_pid, key)
+        (code == Some(CANCEL_REQUEST_CODE)).then_some((head, key))
     }
+}
+
+/// How much of a block can be read: a look at what malloc has written before it.
+///
+/// # Safety
+///
+/// malloc made the block, and it is not freed.
+unsafe fn room(block: NonNull<u8>) -> usize {
+    // SAFETY: the caller's promise.
+    unsafe { libc::malloc_usable_size(block.as_ptr().cast()) }
 }
 
 fn i32_at(block: &[u8], offset: usize) -> Option<i32> {
@@ -216,14 +285,14 @@ mod tests {
         block
     }
 
-    fn take(block: &mut [u8], version: i32) -> Result<CancelBlock, Error> {
+    fn take(block: &mut [u8], version: i32) -> Option<CancelBlock> {
         // SAFETY: the block is as long as the longest there is.
         unsafe { CancelBlock::take(NonNull::new(block.as_mut_ptr()).unwrap(), version) }
     }
 
     #[test]
     fn every_known_layout_is_read_and_the_original_wiped() {
-        for version in [130_000, 140_022, 150_018, 160_003, 170_000, 180_006] {
+        for version in [100_023, 110_022, 130_000, 140_022, 150_018, 160_003, 170_000, 180_006] {
             let mut original = host_block(version);
             let block = take(&mut original, version).unwrap();
             let request = block.request(PID_VALUE).unwrap();
@@ -241,19 +310,58 @@ mod tests {
         for version in [150_018, 180_006] {
             let mut original = host_block(version);
             let block = take(&mut original, version).unwrap();
-            assert_eq!(block.request(7).unwrap_err(), Error::HostLayout(version));
+            assert!(block.request(7).is_none());
         }
-        for length in [1, 15, 269, -1] {
+        for length in [0, 1, 15, 269, -1] {
             let mut original = host_block(180_006);
             put(&mut original, PACKET, i32::to_be(length));
-            assert!(take(&mut original, 180_006).is_err(), "{length}");
+            assert!(take(&mut original, 180_006).is_none(), "{length}");
+            assert_eq!(original[PACKET + 12..PACKET + 16], KEY_VALUE.to_be_bytes(), "as it was");
         }
-        let mut original = host_block(180_006);
-        put(&mut original, PACKET, 0);
-        assert_eq!(take(&mut original, 180_006).err(), Some(Error::NoCancelKey));
         let mut original = host_block(150_018);
         put(&mut original, SOCKADDR_LENGTH, 129);
-        assert!(take(&mut original, 150_018).unwrap().sockaddr().is_err());
-        assert!(take(&mut host_block(150_018), 190_000).is_err());
+        assert!(take(&mut original, 150_018).unwrap().sockaddr().is_none());
+        assert!(take(&mut host_block(150_018), 90_624).is_none());
+    }
+
+    /// A block of malloc's own, as long as a libpq of this version makes it.
+    fn with_malloced(version: i32, test: impl FnOnce(NonNull<u8>)) {
+        let original = host_block(version);
+        let length = match version / 10_000 {
+            ..15 => KEY_END,
+            15..18 => OPTIONS_15_END,
+            _ => PACKET + 16,
+        };
+        // SAFETY: the block is this long, freed once and not used afterwards.
+        unsafe {
+            let block = NonNull::new(libc::malloc(length).cast::<u8>()).unwrap();
+            block.as_ptr().copy_from_nonoverlapping(original.as_ptr(), length);
+            test(block);
+            libc::free(block.as_ptr().cast());
+        }
+    }
+
+    #[test]
+    fn a_newer_block_is_read_as_far_as_it_goes() {
+        for (version, is_read) in [(180_006, true), (150_000, false), (140_000, false)] {
+            // SAFETY: malloc made the block.
+            with_malloced(version, |block| unsafe {
+                let request = CancelBlock::take(block, 190_000).and_then(|b| b.request(PID_VALUE));
+                assert_eq!(request.is_some(), is_read, "{version}");
+            });
+        }
+    }
+
+    #[test]
+    fn a_block_tells_its_layout() {
+        for version in [140_000, 150_018, 180_006] {
+            // SAFETY: malloc made the block.
+            with_malloced(version, |block| unsafe {
+                let copy = CancelBlock::of_unknown(block).unwrap();
+                assert_eq!(Some(copy.layout), Layout::of(version));
+                let request = copy.any_request().unwrap();
+                assert_eq!(request.as_bytes()[12..], KEY_VALUE.to_be_bytes(), "{version}");
+            });
+        }
     }
 }

@@ -23,7 +23,8 @@ static KNOWN: Mutex<Recent<Known, 32>> = Mutex::new(Recent::new());
 /// The session's target. The same connection with the same backend PID and key is the same session,
 /// and what a target holds does not change while it lasts.
 pub(crate) fn target_of(session: &Session<'_>, block: &CancelBlock) -> Result<Arc<Target>, Error> {
-    let (identity, request) = (session.identity(), block.request(session.backend_pid())?);
+    let request = block.request(session.backend_pid()).ok_or_else(|| session.unreadable())?;
+    let identity = session.identity();
     if let Ok(known) = KNOWN.try_lock() {
         let is_meant = |known: &Known| {
             known.session == identity && known.target.request.as_bytes() == request.as_bytes()

@@ -4,7 +4,7 @@
 
 #![allow(unsafe_code)]
 
-use std::ffi::{CStr, c_char, c_int};
+use std::ffi::{CStr, c_int};
 use std::ptr::NonNull;
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use zeroize::Zeroizing;
 use crate::courier;
 use crate::error::{Error, ForPQcancel};
 use crate::host::{Session, pg_cancel};
-use crate::host_layout::{CancelBlock, LONGEST_BLOCK, SOCKADDR_LENGTH, SOCKADDR_SIZE};
+use crate::host_layout::{CancelBlock, LONGEST_BLOCK, SOCKADDR_LENGTH};
 use crate::known_sessions;
 use crate::params::ConnectTimeout;
 use crate::settings::settings;
@@ -22,25 +22,27 @@ use crate::target::Target;
 use crate::trace;
 
 /// PQgetCancel. None where libpq returns NULL: the session is closed, or memory has run out.
-pub(crate) fn get(session: &Session<'_>) -> Option<PgCancel> {
-    let block = match Target::cancel_block(session) {
-        Ok(block) => block,
-        Err(Error::NotOpen | Error::HostFailed(_)) => return None,
-        Err(error) => return Some(unusable(&error)),
-    };
-    let way = if session.is_encrypted() && !settings().plaintext_legacy {
-        encrypted(session, &block)
-    } else {
-        plaintext(session, &block)
-    };
-    Some(match way {
-        Ok(way) => {
-            let host = host_bytes(&block, &way);
-            PgCancel::new(host, way)
+pub(crate) fn get(session: &Session<'_>) -> Option<NonNull<pg_cancel>> {
+    match make(session) {
+        Ok(cancel) => into_raw(cancel),
+        Err(Error::NotOpen | Error::HostFailed(_) | Error::OutOfMemory) => None,
+        // A libpq that we cannot read goes on as without us, where that is not less than the session.
+        Err(Error::HostLayout(_) | Error::HostUnsupported(_)) if !session.is_encrypted() => {
+            trace::step(|| "PQgetCancel: made by the libpq in use, in plaintext".to_owned());
+            session.host_cancel()
         }
-        Err(Error::OutOfMemory) => return None,
-        Err(error) => unusable(&error),
-    })
+        Err(error) => into_raw(unusable(&error)),
+    }
+}
+
+fn make(session: &Session<'_>) -> Result<PgCancel, Error> {
+    let block = Target::cancel_block(session)?;
+    let way = if session.is_encrypted() && !settings().plaintext_legacy {
+        encrypted(session, &block)?
+    } else {
+        plaintext(session, &block)?
+    };
+    Ok(PgCancel::new(host_bytes(&block, &way), way))
 }
 
 /// A PGcancel with which PQcancel fails, and says why.
@@ -54,17 +56,11 @@ pub(crate) fn unusable(error: &Error) -> PgCancel {
 }
 
 fn plaintext(session: &Session<'_>, block: &CancelBlock) -> Result<Way, Error> {
-    let address = block.sockaddr()?;
-    let mut sockaddr = [0; SOCKADDR_SIZE];
-    sockaddr.iter_mut().zip(address).for_each(|(to, from)| *to = *from);
-    let request = block.request(session.backend_pid())?;
-    trace::step(|| format!("PQgetCancel: backend {}, in plaintext", session.backend_pid()));
-    Ok(Way::Plaintext(Plaintext {
-        sockaddr,
-        sockaddr_length: u32::try_from(address.len()).unwrap_or(0),
-        options: block.socket_options(),
-        request,
-    }))
+    let pid = session.backend_pid();
+    let request = block.request(pid).ok_or_else(|| session.unreadable())?;
+    let plaintext = Plaintext::new(block, request).ok_or_else(|| session.unreadable())?;
+    trace::step(|| format!("PQgetCancel: backend {pid}, in plaintext"));
+    Ok(Way::Plaintext(plaintext))
 }
 
 fn encrypted(session: &Session<'_>, block: &CancelBlock) -> Result<Way, Error> {
@@ -99,15 +95,13 @@ fn host_bytes(block: &CancelBlock, way: &Way) -> Zeroizing<[u8; LONGEST_BLOCK]> 
 }
 
 /// Moves it into a block of malloc's: libpq's own PQfreeCancel, which is free(), may be what frees
-/// it. NULL if memory has run out.
-pub(crate) fn into_raw(cancel: PgCancel) -> *mut pg_cancel {
+/// it. None if memory has run out.
+pub(crate) fn into_raw(cancel: PgCancel) -> Option<NonNull<pg_cancel>> {
     // SAFETY: malloc takes any size.
-    let block = unsafe { libc::malloc(size_of::<PgCancel>()) }.cast::<PgCancel>();
-    if !block.is_null() {
-        // SAFETY: the block is as long, and malloc aligns to 16 bytes, as it wants.
-        unsafe { block.write(cancel) };
-    }
-    block.cast()
+    let block = NonNull::new(unsafe { libc::malloc(size_of::<PgCancel>()) })?.cast::<PgCancel>();
+    // SAFETY: the block is as long, and malloc aligns to 16 bytes, as it wants.
+    unsafe { block.write(cancel) };
+    Some(block.cast())
 }
 
 /// PQfreeCancel.
@@ -138,10 +132,11 @@ pub(crate) fn request(session: &Session<'_>) -> bool {
     };
     let mut message = [0_u8; MESSAGE_SIZE];
     let size = c_int::try_from(message.len()).unwrap_or(0);
-    // SAFETY: a block as PQgetCancel's, which stays until the end, and a buffer of this size.
+    // SAFETY: PQgetCancel's, freed once and after its last use, and a buffer of this size.
     let result = unsafe {
-        let cancel = (&raw const cancel).cast::<pg_cancel>().cast_mut();
-        signal_safe::cancel(cancel, message.as_mut_ptr().cast::<c_char>(), size)
+        let result = signal_safe::cancel(cancel.as_ptr(), message.as_mut_ptr().cast(), size);
+        free(cancel);
+        result
     };
     if result == 0 {
         session.set_error_message(CStr::from_bytes_until_nul(&message).unwrap_or_default());

@@ -3,7 +3,8 @@
 
 #![allow(unsafe_code)]
 
-use std::ffi::{CStr, c_char, c_int, c_void};
+use std::collections::BTreeSet;
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::ptr::NonNull;
 
 /// A loaded object, as the dynamic loader knows it.
@@ -64,8 +65,16 @@ impl Library {
         // SAFETY: the name comes from the loader's list and is a C string there.
         let is_main_program = object.name.is_null() || unsafe { *object.name } == 0;
         let name = if is_main_program { std::ptr::null() } else { object.name };
-        // SAFETY: dlopen takes NULL for the main program, or a C string; RTLD_NOLOAD keeps it
-        // from loading anything or running anyone's constructors.
+        // SAFETY: NULL, or the C string.
+        unsafe { Library::open_by_name(name) }
+    }
+
+    /// # Safety
+    ///
+    /// `name` is NULL, for the main program, or a C string.
+    unsafe fn open_by_name(name: *const c_char) -> Option<Library> {
+        // SAFETY: dlopen takes NULL or a C string; RTLD_NOLOAD keeps it from loading anything or
+        // running anyone's constructors.
         NonNull::new(unsafe { libc::dlopen(name, libc::RTLD_LAZY | libc::RTLD_NOLOAD) })
             .map(Library)
     }
@@ -87,6 +96,31 @@ impl Drop for Library {
 /// global scope.
 pub(crate) fn symbol_in_scope(name: &str) -> Option<NonNull<c_void>> {
     symbol_in(libc::RTLD_NEXT, name).or_else(|| symbol_in(libc::RTLD_DEFAULT, name))
+}
+
+/// All that a symbol's name, which ends in NUL, stands for in this process: objects may be loaded
+/// privately (RTLD_LOCAL) and have symbols of the same name.
+pub(crate) fn symbols_anywhere(name: &str) -> BTreeSet<NonNull<c_void>> {
+    let mut objects = Vec::<CString>::new();
+    // SAFETY: the callback gets the pointer that is passed here, and uses it as what it is.
+    unsafe { libc::dl_iterate_phdr(Some(note_name), (&raw mut objects).cast()) };
+    // They are opened only now: the callback runs under one of the loader's locks.
+    // SAFETY: C strings.
+    let open = |name: &CString| unsafe { Library::open_by_name(name.as_ptr()) };
+    objects.iter().filter_map(open).filter_map(|library| library.symbol(name)).collect()
+}
+
+unsafe extern "C" fn note_name(
+    info: *mut libc::dl_phdr_info,
+    _size: usize,
+    objects: *mut c_void,
+) -> c_int {
+    // SAFETY: dl_iterate_phdr passes a valid info, whose name is a C string, and the pointer that
+    // it was given.
+    let (name, objects) =
+        unsafe { (CStr::from_ptr((*info).dlpi_name), &mut *objects.cast::<Vec<CString>>()) };
+    objects.push(name.to_owned());
+    0 // go on
 }
 
 fn symbol_in(handle: *mut c_void, name: &str) -> Option<NonNull<c_void>> {

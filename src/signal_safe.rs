@@ -12,6 +12,7 @@
 #![allow(clippy::result_large_err, clippy::large_enum_variant)]
 
 use std::ffi::{c_char, c_int, c_void};
+use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::AtomicPtr;
 use std::sync::atomic::Ordering::{Acquire, Release};
@@ -19,8 +20,7 @@ use std::sync::atomic::Ordering::{Acquire, Release};
 use zeroize::Zeroizing;
 
 use crate::host::pg_cancel;
-use crate::host_layout::{LONGEST_BLOCK, PACKET};
-use crate::message::CANCEL_REQUEST_CODE;
+use crate::host_layout::{CancelBlock, LONGEST_BLOCK, Layout};
 use crate::target::Target;
 
 mod handover;
@@ -127,16 +127,15 @@ pub(crate) unsafe fn cancel(
     let size = if errbuf.is_null() { 0 } else { usize::try_from(errbufsize).unwrap_or(0) };
     let errbuf = Errbuf { start: errbuf.cast(), size };
     let began = now();
-    let result = if cancel.is_null() {
-        Err(Failure::Bare(b"PQcancel() -- no cancel object supplied"))
-    } else {
+    let result = match NonNull::new(cancel) {
+        None => Err(Failure::Bare(b"PQcancel() -- no cancel object supplied")),
         // SAFETY: the caller's promise.
-        match unsafe { PgCancel::maker(cancel) } {
+        Some(cancel) => match unsafe { PgCancel::maker(cancel.as_ptr()) } {
             Maker::Us(cancel) => cancel.way.go(),
             Maker::AnotherOfUs => Err(Failure::Line(b"PQcancel() -- made by another pqcancel")),
-            // SAFETY: the caller's promise; the block is the host's, and so is the function.
-            Maker::Host => unsafe { call_host(cancel, &errbuf) },
-        }
+            // SAFETY: the caller's promise; the block is the host's.
+            Maker::Host => unsafe { cancel_for_host(cancel, &errbuf) },
+        },
     };
     if is_traced() {
         let mut line = Line::begin();
@@ -168,13 +167,14 @@ impl Way {
 
 type HostCancel = unsafe extern "C" fn(*mut pg_cancel, *mut c_char, c_int) -> c_int;
 
-/// PQcancel of a libpq whose blocks hold a packet (18), and of one whose blocks hold fields.
+/// PQcancel of a libpq whose blocks hold a packet (18 and newer), and of one whose blocks hold a key.
 static PACKET_CANCEL: AtomicPtr<c_void> = AtomicPtr::new(std::ptr::null_mut());
-static FIELDS_CANCEL: AtomicPtr<c_void> = AtomicPtr::new(std::ptr::null_mut());
+static KEY_CANCEL: AtomicPtr<c_void> = AtomicPtr::new(std::ptr::null_mut());
 
 /// Remembers a libpq's own PQcancel, for blocks that it made itself.
 pub(crate) fn remember_host_cancel(version: c_int, function: HostCancel) {
-    let kind = if version >= 180_000 { &PACKET_CANCEL } else { &FIELDS_CANCEL };
+    let holds_packet = Layout::of(version) == Some(Layout::Packet);
+    let kind = if holds_packet { &PACKET_CANCEL } else { &KEY_CANCEL };
     kind.store(function as *mut c_void, Release);
 }
 
@@ -184,42 +184,62 @@ pub(crate) fn remember_host_cancel(version: c_int, function: HostCancel) {
 /// # Safety
 ///
 /// A libpq made the block.
-#[inline(never)] // the one place that calls through a pointer: the test of the machine code knows it
-unsafe fn call_host(cancel: *mut pg_cancel, errbuf: &Errbuf) -> Result<(), Failure> {
-    let (packet, fields) = (PACKET_CANCEL.load(Acquire), FIELDS_CANCEL.load(Acquire));
-    let is_packet = match (packet.is_null(), fields.is_null()) {
+unsafe fn cancel_for_host(cancel: NonNull<pg_cancel>, errbuf: &Errbuf) -> Result<(), Failure> {
+    let (packet, key) = (PACKET_CANCEL.load(Acquire), KEY_CANCEL.load(Acquire));
+    let function = match (NonNull::new(packet), NonNull::new(key)) {
         // SAFETY: the caller's promise.
-        (false, false) => unsafe { holds_packet(cancel) },
-        (no_packet, _) => !no_packet,
+        (Some(packet), Some(key)) => match unsafe { CancelBlock::of_unknown(cancel.cast()) } {
+            Some(block) if block.layout() == Layout::Packet => packet,
+            _ => key,
+        },
+        (Some(function), None) | (None, Some(function)) => function,
+        // SAFETY: the caller's promise.
+        (None, None) => return unsafe { cancel_as_host(cancel) },
     };
-    let function = if is_packet { packet } else { fields };
-    if function.is_null() {
-        return Err(Failure::Line(b"PQcancel() -- pqcancel does not know the libpq in use"));
-    }
-    // SAFETY: what is stored there are functions of this type.
-    let function = unsafe { std::mem::transmute::<*mut c_void, HostCancel>(function) };
+    // SAFETY: what is stored there are functions of this type; the caller's promise.
+    unsafe { call_host(function, cancel, errbuf) }
+}
+
+/// # Safety
+///
+/// The function is a libpq's PQcancel, and that libpq made the block.
+#[inline(never)] // the one place that calls through a pointer: the test of the machine code knows it
+unsafe fn call_host(
+    function: NonNull<c_void>,
+    cancel: NonNull<pg_cancel>,
+    errbuf: &Errbuf,
+) -> Result<(), Failure> {
+    // SAFETY: the caller's promise.
+    let function = unsafe { std::mem::transmute::<NonNull<c_void>, HostCancel>(function) };
     let size = c_int::try_from(errbuf.size).unwrap_or(c_int::MAX);
     // SAFETY: the block is that libpq's, and the buffer as long as it says.
-    match unsafe { function(cancel, errbuf.start.cast(), size) } {
+    match unsafe { function(cancel.as_ptr(), errbuf.start.cast(), size) } {
         0 => Err(Failure::Written),
         _ => Ok(()),
     }
 }
 
-/// Whether a block is one of libpq 18: nothing older is that long.
+/// No libpq is known yet, and a handler cannot look for one: so by what the block tells.
 ///
 /// # Safety
 ///
 /// A libpq made the block.
-unsafe fn holds_packet(cancel: *mut pg_cancel) -> bool {
-    let code = PACKET + 4;
-    // SAFETY: a block of malloc's, and only read as far as it goes.
-    unsafe {
-        libc::malloc_usable_size(cancel.cast()) >= code + 4
-            && cancel.cast::<u8>().add(code).cast::<u32>().read_unaligned()
-                == CANCEL_REQUEST_CODE.to_be()
+unsafe fn cancel_as_host(cancel: NonNull<pg_cancel>) -> Result<(), Failure> {
+    // SAFETY: the caller's promise.
+    let block = unsafe { CancelBlock::of_unknown(cancel.cast()) };
+    match &block {
+        // libpq 18 makes a block of zeros where the server sent no key.
+        Some(block) if block.sockaddr().is_some_and(<[u8]>::is_empty) => Way::NoKey.go(),
+        Some(block) => match block.any_request().and_then(|r| Plaintext::new(block, r)) {
+            Some(plaintext) => plaintext.deliver(),
+            None => Err(UNKNOWN_BLOCK),
+        },
+        None => Err(UNKNOWN_BLOCK),
     }
 }
+
+const UNKNOWN_BLOCK: Failure =
+    Failure::Line(b"PQcancel() -- pqcancel does not know the libpq in use");
 
 /// Nanoseconds, from some beginning on.
 pub(crate) fn now() -> u64 {

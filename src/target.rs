@@ -60,8 +60,8 @@ impl Target {
 
     /// Takes the rest of the snapshot.
     pub fn of_block(session: &Session<'_>, block: &CancelBlock) -> Result<Target, Error> {
-        let request = block.request(session.backend_pid())?;
-        let address = block.address()?;
+        let request = block.request(session.backend_pid()).ok_or_else(|| session.unreadable())?;
+        let address = block.address().ok_or_else(|| session.unreadable())?;
         let options = session.options()?;
         let protection = protection(session, &address, &options)?;
         let server = ServerName::find(&options, &session.host_name(), &address);
@@ -101,7 +101,7 @@ fn protection(
     }
     if address.is_local() {
         // libpq never does this; if one did, there would be no way to do it as well.
-        return Err(Error::HostLayout(session.host().version()));
+        return Err(session.unreadable());
     }
     let mut tls = TlsOptions::parse(options, session.host().major())?;
     if let Some(answer) = session.passphrase_hook().and_then(|hook| ask_passphrase_hook(&tls, hook))
@@ -137,7 +137,10 @@ impl ServerName {
                 };
             }
         }
-        ServerName { name: Some(pqhost.to_owned()).filter(|name| !name.is_empty()), hostaddr: None }
+        // Where only a hostaddr was given, libpq 10 tells the directory of its Unix sockets.
+        let is_directory = pqhost.starts_with('/') && !address.is_local();
+        let name = (!pqhost.is_empty() && !is_directory).then(|| pqhost.to_owned());
+        ServerName { name, hostaddr: None }
     }
 
     /// `emitHostIdentityInfo`.
@@ -207,6 +210,7 @@ mod tests {
             name(&[("host", "a,127.0.0.1"), ("hostaddr", "10.0.0.1,")], "127.0.0.1"),
             Some("127.0.0.1".into())
         );
+        assert_eq!(name(&[("hostaddr", "127.0.0.1")], "/var/run/postgresql"), None);
     }
 
     #[test]

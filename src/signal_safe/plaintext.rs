@@ -7,19 +7,28 @@ use std::ffi::c_int;
 
 use super::errno;
 use super::words::Failure;
-use crate::host_layout::{SOCKADDR_SIZE, SocketOptions};
+use crate::host_layout::{CancelBlock, SOCKADDR_SIZE, SocketOptions};
 use crate::message::CancelRequest;
 
 /// All that it takes to cancel a session in plaintext.
 pub(crate) struct Plaintext {
     /// `struct sockaddr`, as long as it says.
-    pub(crate) sockaddr: [u8; SOCKADDR_SIZE],
-    pub(crate) sockaddr_length: u32,
-    pub(crate) options: SocketOptions,
-    pub(crate) request: CancelRequest,
+    sockaddr: [u8; SOCKADDR_SIZE],
+    sockaddr_length: u32,
+    options: SocketOptions,
+    request: CancelRequest,
 }
 
 impl Plaintext {
+    /// To where a block of the host's says, and with its socket options. None if it does not say.
+    pub(crate) fn new(block: &CancelBlock, request: CancelRequest) -> Option<Plaintext> {
+        let address = block.sockaddr()?;
+        let mut sockaddr = [0; SOCKADDR_SIZE];
+        sockaddr.iter_mut().zip(address).for_each(|(to, from)| *to = *from);
+        let sockaddr_length = u32::try_from(address.len()).ok()?;
+        Some(Plaintext { sockaddr, sockaddr_length, options: block.socket_options(), request })
+    }
+
     /// libpq's PQcancel; but never SIGPIPE, and no descriptor left to a program that is executed
     /// meanwhile.
     pub(super) fn deliver(&self) -> Result<(), Failure> {
