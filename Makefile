@@ -1,4 +1,5 @@
 # pqcancel. `make demo` and `make test` set up what is missing and do everything; see README.md.
+# `make test-matrix` tests with every libpq and every server, and the library on the system's OpenSSL.
 
 CARGO   ?= cargo
 PYTHON  ?= /usr/bin/python3
@@ -12,12 +13,15 @@ $(error OPENSSL is vendored or system, not $(OPENSSL))
 endif
 
 BUILD   := $(CARGO) build --release --locked $(FEATURES)
-LIBRARY := target/release/libpqcancel.so
+
+export CARGO_TARGET_DIR ?= target
+LIBRARY := $(CARGO_TARGET_DIR)/release/libpqcancel.so
+PYTEST  := PQCANCEL_LIB=$(LIBRARY) PQCANCEL_BUILD=$(CARGO_TARGET_DIR)/c-tests $(PYTHON) -m pytest c-tests -q
 
 # rustup puts cargo here; a fresh login shell may not have looked yet.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-.PHONY: all build header check test unit-test c-test fuzz demo setup-build setup-test clean
+.PHONY: all build header check test test-matrix unit-test c-test fuzz demo setup-build setup-test clean
 
 all: build
 
@@ -40,7 +44,7 @@ unit-test:
 	$(CARGO) test --release --locked $(FEATURES) --lib --tests
 
 c-test: build
-	$(PYTHON) -m pytest c-tests -q
+	$(PYTEST)
 
 # Needs a nightly Rust and cargo-fuzz; a minute for each target.
 fuzz:
@@ -50,6 +54,11 @@ fuzz:
 
 test: setup-test
 	$(MAKE) build check unit-test c-test
+
+test-matrix: setup-test
+	$(MAKE) build
+	$(PYTEST) -m matrix
+	$(MAKE) OPENSSL=system CARGO_TARGET_DIR=target/system build unit-test c-test
 
 demo: setup-build
 	@$(MAKE) --no-print-directory build
