@@ -36,7 +36,9 @@ extern "C" {
  *
  * Everything needed is copied: `conn` may be used, closed or freed afterwards. Nothing is sent
  * yet. How the session is protected is decided now: a session over TLS is cancelled over TLS,
- * verified by the session's own settings, and never otherwise.
+ * verified by the session's own settings, and never otherwise. For one over TLS the first call reads
+ * the certificates that the session's options name, so that PQcancelPoll() need not, unless they
+ * change; with all the roots that a machine trusts that takes some milliseconds.
  *
  * Returns a cancel connection, to be freed with PQcancelFinish(); NULL only when out of memory.
  * If the session cannot be cancelled (NULL, closed, no key from the server, an unknown libpq),

@@ -10,7 +10,6 @@
 use std::ffi::{c_char, c_int, c_void};
 use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
-use std::sync::Arc;
 
 use crate::abi::{CONNECTION_BAD, ConnStatusType, PGRES_POLLING_FAILED, PostgresPollingStatusType};
 use crate::cancel_conn::CancelConn;
@@ -18,8 +17,7 @@ use crate::error::Error;
 use crate::guard::{attempt, catch};
 use crate::host::{Host, PGconn, Session, pg_cancel};
 use crate::settings::settings;
-use crate::target::Target;
-use crate::{legacy, signal_safe};
+use crate::{known_sessions, legacy, signal_safe};
 
 /// The C type is opaque; behind it is this.
 pub type PGcancelConn = CancelConn;
@@ -48,7 +46,9 @@ macro_rules! return_address_as_second_argument {
 ///
 /// Everything needed is copied: `conn` may be used, closed or freed afterwards. Nothing is sent
 /// yet. How the session is protected is decided now: a session over TLS is cancelled over TLS,
-/// verified by the session's own settings, and never otherwise.
+/// verified by the session's own settings, and never otherwise. For one over TLS the first call reads
+/// the certificates that the session's options name, so that PQcancelPoll() need not, unless they
+/// change; with all the roots that a machine trusts that takes some milliseconds.
 ///
 /// Returns a cancel connection, to be freed with PQcancelFinish(); NULL only when out of memory.
 /// If the session cannot be cancelled (NULL, closed, no key from the server, an unknown libpq),
@@ -68,7 +68,7 @@ unsafe extern "C" fn create(conn: *mut PGconn, return_address: *const c_void) ->
     let cancel = attempt(|| {
         // SAFETY: the caller's promise.
         let session = unsafe { session(conn, return_address) };
-        let target = session.and_then(|session| Target::of_session(&session).map(Arc::new));
+        let target = session.and_then(|session| known_sessions::prepared_target_of(&session));
         Box::new(CancelConn::new(target))
     });
     cancel.map_or(std::ptr::null_mut(), Box::into_raw)

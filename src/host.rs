@@ -132,7 +132,7 @@ impl Host {
         let generation = loader::generation();
         if let Ok(mut callers) = CALLERS.try_lock() {
             // An address may be another object's once something was unloaded.
-            callers.retain(|caller| caller.generation == generation);
+            callers.take(|caller| caller.generation != generation);
             let from_here = |caller: &Caller| caller.return_address == return_address_value;
             if let Some(caller) = callers.find(from_here) {
                 return Ok(caller.host);

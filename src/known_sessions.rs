@@ -1,5 +1,5 @@
-//! The sessions that PQgetCancel was called for lately: a client that calls it around every query,
-//! as psql does, has the snapshot taken once. A session that was closed is forgotten, and its key
+//! The sessions that PQgetCancel and PQcancelCreate were called for lately: a client that does so
+//! around every query, as psql does, has the snapshot taken once. A session that was closed is forgotten, and its key
 //! wiped, when its place is needed.
 
 use std::sync::{Arc, Mutex};
@@ -19,6 +19,13 @@ struct Known {
 /// Only ever tried, never waited for: without it the snapshot is taken anew, and a child forked
 /// while it was locked goes on without it.
 static KNOWN: Mutex<Recent<Known, 32>> = Mutex::new(Recent::new());
+
+/// The target of a session that is to be cancelled by the new functions.
+pub(crate) fn prepared_target_of(session: &Session<'_>) -> Result<Arc<Target>, Error> {
+    let target = target_of(session, &Target::cancel_block(session)?)?;
+    target.prepare();
+    Ok(target)
+}
 
 /// The session's target. The same connection with the same backend PID and key is the same session,
 /// and what a target holds does not change while it lasts.
@@ -40,7 +47,7 @@ pub(crate) fn target_of(session: &Session<'_>, block: &CancelBlock) -> Result<Ar
     }
     if let Ok(mut known) = KNOWN.try_lock() {
         // An address belongs to one open connection at a time.
-        known.retain(|known| known.session != identity);
+        known.take(|known| known.session == identity);
         known.remember(Known { session: identity, target: Arc::clone(&target) });
     }
     Ok(target)

@@ -194,7 +194,7 @@ pub enum TlsVersion {
 }
 
 /// Everything that decides how the cancel connection of a TLS session is protected.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TlsOptions {
     /// How TLS is asked for.
     pub negotiation: SslNegotiation,

@@ -16,11 +16,9 @@ impl<T, const N: usize> Recent<T, N> {
         self.entries.iter().flatten().find(|entry| is_meant(entry))
     }
 
-    /// Keeps only these.
-    pub(crate) fn retain(&mut self, is_kept: impl Fn(&T) -> bool) {
-        for entry in &mut self.entries {
-            entry.take_if(|entry| !is_kept(entry));
-        }
+    /// Takes these out.
+    pub(crate) fn take(&mut self, is_meant: impl Fn(&T) -> bool) -> [Option<T>; N] {
+        self.entries.each_mut().map(|entry| entry.take_if(|entry| is_meant(entry)))
     }
 
     /// One more. What it takes the place of is returned.
@@ -42,7 +40,7 @@ mod tests {
         assert_eq!([4, 5].map(|n| recent.remember(n)), [Some(1), Some(2)]);
         assert_eq!(recent.find(|n| *n > 3), Some(&4));
         assert_eq!(recent.find(|n| *n == 2), None);
-        recent.retain(|n| *n != 3);
+        assert_eq!(recent.take(|n| *n == 3), [None, None, Some(3)]);
         assert_eq!([6, 7].map(|n| recent.remember(n)), [None, Some(4)]);
     }
 }

@@ -1,11 +1,15 @@
 //! The target: an immutable snapshot of one session, all that it takes to cancel it. It is taken
 //! while the session is alive and needs the session no more.
 
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
 use crate::address::{Address, ip_address};
 use crate::error::Error;
 use crate::host::Session;
 use crate::host_layout::CancelBlock;
+use crate::known_contexts::context_for;
 use crate::message::CancelRequest;
+use crate::openssl_memory::call_openssl;
 use crate::params::{ConnInfo, ConnectTimeout, SslNegotiation, TcpOptions, TlsOptions};
 use crate::tls_context::ask_passphrase_hook;
 
@@ -37,15 +41,11 @@ pub struct Target {
     pub requirepeer: Option<Vec<u8>>,
     /// `connect_timeout`.
     pub connect_timeout: ConnectTimeout,
+    /// Whether what takes long was done ahead.
+    is_prepared: AtomicBool,
 }
 
 impl Target {
-    /// Takes the snapshot.
-    pub fn of_session(session: &Session<'_>) -> Result<Target, Error> {
-        let block = Target::cancel_block(session)?;
-        Target::of_block(session, &block)
-    }
-
     /// What the host gives to cancel the session with.
     pub fn cancel_block(session: &Session<'_>) -> Result<CancelBlock, Error> {
         if !session.is_open() {
@@ -58,7 +58,7 @@ impl Target {
         session.cancel_block()
     }
 
-    /// Takes the rest of the snapshot.
+    /// Takes the snapshot.
     pub fn of_block(session: &Session<'_>, block: &CancelBlock) -> Result<Target, Error> {
         let request = block.request(session.backend_pid()).ok_or_else(|| session.unreadable())?;
         let address = block.address().ok_or_else(|| session.unreadable())?;
@@ -74,7 +74,18 @@ impl Target {
             tcp: TcpOptions::parse(&options),
             requirepeer: options.value("requirepeer").map(<[u8]>::to_vec),
             connect_timeout: ConnectTimeout::parse(&options),
+            is_prepared: AtomicBool::new(false),
         })
+    }
+
+    /// Makes, once, the TLS context that the cancel will need: reading all the roots that a machine
+    /// trusts would stall an event loop. If it fails, so will the cancel, which has a place to say so.
+    pub fn prepare(&self) {
+        if let Protection::Tls(options) = &self.protection
+            && !self.is_prepared.swap(true, Relaxed)
+        {
+            let _ = call_openssl(|| context_for(options));
+        }
     }
 
     /// How the protocol asks for the protection.

@@ -10,9 +10,10 @@ use openssl::error::ErrorStack;
 use openssl::ssl::{self, ErrorCode, Ssl, SslStream};
 
 use crate::error::Error;
+use crate::known_contexts;
 use crate::openssl_memory::{call_openssl, openssl_is_initialized};
 use crate::params::{SslMode, SslNegotiation, TlsOptions, TlsVersion};
-use crate::tls_context::{self, reason};
+use crate::tls_context::reason;
 use crate::verify::verify_peer_name;
 
 /// The two directions of ciphertext, as OpenSSL sees them: a stream that can always be written
@@ -76,7 +77,7 @@ impl Tls {
     }
 
     fn prepare(options: &TlsOptions, host: Option<&str>) -> Result<Tls, Error> {
-        let context = tls_context::build(options)?;
+        let context = known_contexts::context_for(options)?;
         let failed = |e: ErrorStack| {
             Error::Tls(format!("could not establish SSL connection: {}", reason(&e)))
         };

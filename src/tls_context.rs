@@ -23,6 +23,7 @@ use zeroize::Zeroizing;
 use crate::error::{Error, strerror};
 use crate::openssl_memory::call_openssl;
 use crate::params::{RootCert, SslMode, TlsOptions, TlsVersion};
+use crate::tls_files::TlsFiles;
 
 /// ALPN's name for PostgreSQL's protocol, preceded by its length.
 const ALPN_PROTOCOLS: &[u8] = b"\x0apostgresql";
@@ -35,22 +36,19 @@ const GROUPS: &str = "*P-256:*X25519:?X25519MLKEM768:?X448:P-521:P-384:?ffdhe204
 /// The same for OpenSSL before 3.5, which sends one key share, for the first group.
 const GROUPS_BEFORE_3_5: &str = "P-256:X25519:P-521:P-384";
 
-/// Builds a context. It is read from files each time: what they hold now is what counts. To be
-/// called through `call_openssl`.
-pub fn build(options: &TlsOptions) -> Result<SslContext, Error> {
-    let mut context = SslContextBuilder::new(SslMethod::tls_client())
-        .map_err(|e| Error::Tls(format!("could not create SSL context: {}", reason(&e))))?;
-    context.set_options(SslOptions::NO_SSLV2 | SslOptions::NO_SSLV3);
-    set_versions(&mut context, options)?;
-    context.set_mode(Mode::ACCEPT_MOVING_WRITE_BUFFER);
-    context
-        .set_groups_list(GROUPS)
-        .or_else(|_| context.set_groups_list(GROUPS_BEFORE_3_5))
-        .map_err(|e| Error::Tls(format!("could not create SSL context: {}", reason(&e))))?;
-
-    let home = HomeDirectory::find();
-    let has_roots = load_roots(&mut context, options, &home)?;
-    load_client_certificate(&mut context, options, &home)?;
+/// Builds a context, from what its files hold now, and notes them. To be called through
+/// `call_openssl`.
+pub(crate) fn build(
+    options: &TlsOptions,
+    home: &HomeDirectory,
+    files: &mut TlsFiles,
+) -> Result<SslContext, Error> {
+    let context = SslContextBuilder::new(SslMethod::tls_client()).map_err(could_not_create)?;
+    let mut making = Making { context, options, home, files };
+    making.set_protocol()?;
+    let has_roots = making.load_roots()?;
+    making.load_client_certificate()?;
+    let mut context = making.context;
     context
         .set_alpn_protos(ALPN_PROTOCOLS)
         .map_err(|e| Error::Tls(format!("could not set SSL ALPN extension: {}", reason(&e))))?;
@@ -61,18 +59,8 @@ pub fn build(options: &TlsOptions) -> Result<SslContext, Error> {
     Ok(context.build())
 }
 
-fn set_versions(context: &mut SslContextBuilder, options: &TlsOptions) -> Result<(), Error> {
-    if let Some(version) = options.min_version {
-        context.set_min_proto_version(Some(openssl_version(version))).map_err(|e| {
-            Error::Tls(format!("could not set minimum SSL protocol version: {}", reason(&e)))
-        })?;
-    }
-    if let Some(version) = options.max_version {
-        context.set_max_proto_version(Some(openssl_version(version))).map_err(|e| {
-            Error::Tls(format!("could not set maximum SSL protocol version: {}", reason(&e)))
-        })?;
-    }
-    Ok(())
+fn could_not_create(errors: ErrorStack) -> Error {
+    Error::Tls(format!("could not create SSL context: {}", reason(&errors)))
 }
 
 fn openssl_version(version: TlsVersion) -> SslVersion {
@@ -85,11 +73,12 @@ fn openssl_version(version: TlsVersion) -> SslVersion {
 }
 
 /// The user's home directory, where libpq looks for files that are not named.
-struct HomeDirectory(Option<PathBuf>);
+#[derive(PartialEq, Eq)]
+pub(crate) struct HomeDirectory(Option<PathBuf>);
 
 impl HomeDirectory {
     /// `pqGetHomeDirectory`: `HOME`, else what the user database says.
-    fn find() -> HomeDirectory {
+    pub(crate) fn find() -> HomeDirectory {
         let named = std::env::var_os("HOME").filter(|home| !home.is_empty()).map(PathBuf::from);
         HomeDirectory(named.or_else(|| Some(User::from_uid(geteuid()).ok()??.dir)))
     }
@@ -100,28 +89,160 @@ impl HomeDirectory {
     }
 }
 
-/// Loads what the server's certificate is verified against. Without any, nothing is verified,
-/// which only sslmode=require and weaker allow.
-fn load_roots(
-    context: &mut SslContextBuilder,
-    options: &TlsOptions,
-    home: &HomeDirectory,
-) -> Result<bool, Error> {
-    let path = match &options.rootcert {
-        RootCert::System => return load_system_roots(context).map(|()| true),
-        RootCert::File(path) => Some(path.clone()),
-        RootCert::Default => home.file("root.crt"),
-    };
-    let Some(path) = path.as_deref().filter(|path| fs::metadata(path).is_ok()) else {
-        return match options.sslmode {
-            SslMode::Encrypt => Ok(false),
-            SslMode::VerifyCa | SslMode::VerifyFull => Err(missing_root(path.as_deref())),
+/// A context in the making.
+struct Making<'a> {
+    context: SslContextBuilder,
+    options: &'a TlsOptions,
+    home: &'a HomeDirectory,
+    files: &'a mut TlsFiles,
+}
+
+impl Making<'_> {
+    fn set_protocol(&mut self) -> Result<(), Error> {
+        let context = &mut self.context;
+        context.set_options(SslOptions::NO_SSLV2 | SslOptions::NO_SSLV3);
+        if let Some(version) = self.options.min_version {
+            context.set_min_proto_version(Some(openssl_version(version))).map_err(|e| {
+                Error::Tls(format!("could not set minimum SSL protocol version: {}", reason(&e)))
+            })?;
+        }
+        if let Some(version) = self.options.max_version {
+            context.set_max_proto_version(Some(openssl_version(version))).map_err(|e| {
+                Error::Tls(format!("could not set maximum SSL protocol version: {}", reason(&e)))
+            })?;
+        }
+        context.set_mode(Mode::ACCEPT_MOVING_WRITE_BUFFER);
+        context
+            .set_groups_list(GROUPS)
+            .or_else(|_| context.set_groups_list(GROUPS_BEFORE_3_5))
+            .map_err(could_not_create)
+    }
+
+    /// Loads what the server's certificate is verified against. Without any, nothing is verified,
+    /// which only sslmode=require and weaker allow.
+    fn load_roots(&mut self) -> Result<bool, Error> {
+        let path = match &self.options.rootcert {
+            RootCert::System => return self.load_system_roots().map(|()| true),
+            RootCert::File(path) => Some(path.clone()),
+            RootCert::Default => self.home.file("root.crt"),
         };
-    };
-    let failed = |why: &str| could_not("read root certificate", path, why);
-    context.set_ca_file(openssl_path(path).map_err(failed)?).map_err(|e| failed(&reason(&e)))?;
-    load_crls(context.cert_store_mut(), options, home)?;
-    Ok(true)
+        path.iter().for_each(|path| self.files.note(path));
+        let Some(path) = path.as_deref().filter(|path| fs::metadata(path).is_ok()) else {
+            return match self.options.sslmode {
+                SslMode::Encrypt => Ok(false),
+                SslMode::VerifyCa | SslMode::VerifyFull => Err(missing_root(path.as_deref())),
+            };
+        };
+        let failed = |why: &str| could_not("read root certificate", path, why);
+        let name = openssl_path(path).map_err(failed)?;
+        self.context.set_ca_file(name).map_err(|e| failed(&reason(&e)))?;
+        self.load_crls()?;
+        Ok(true)
+    }
+
+    /// What the machine trusts. `SSL_CERT_FILE` and `SSL_CERT_DIR` override it, as in OpenSSL; a
+    /// private OpenSSL does not know where distributions keep their roots, so they are looked for.
+    fn load_system_roots(&mut self) -> Result<(), Error> {
+        let failed = |e: ErrorStack| {
+            Error::Tls(format!("could not load system root certificate paths: {}", reason(&e)))
+        };
+        self.files.note_directory();
+        self.context.set_default_verify_paths().map_err(failed)?;
+        if !cfg!(feature = "vendored") {
+            return Ok(());
+        }
+        let probed = openssl_probe::probe();
+        if std::env::var_os("SSL_CERT_FILE").is_none()
+            && let Some(file) = probed.cert_file.as_deref().and_then(|file| openssl_path(file).ok())
+        {
+            // Not being there, or not readable, is no error for OpenSSL's own default either.
+            let _ = self.context.set_ca_file(file);
+        }
+        if std::env::var_os("SSL_CERT_DIR").is_none() {
+            let store = self.context.cert_store_mut();
+            let lookup = store.add_lookup(X509Lookup::hash_dir()).map_err(failed)?;
+            for directory in probed.cert_dir.iter().filter_map(|dir| openssl_path(dir).ok()) {
+                lookup.add_dir(directory, SslFiletype::PEM).map_err(failed)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Loads revocation lists. As in libpq, ones that cannot be loaded are ignored, and none are
+    /// required; but once there are some, each certificate of a chain needs one.
+    fn load_crls(&mut self) -> Result<(), Error> {
+        let file = match (&self.options.crl, &self.options.crldir) {
+            (None, None) => self.home.file("root.crl"),
+            (file, _) => file.clone(),
+        };
+        file.iter().for_each(|file| self.files.note(file));
+        let store = self.context.cert_store_mut();
+        let mut loaded = match &file {
+            Some(file) => load_crl_file(store, file)?,
+            None => true,
+        };
+        if let (true, Some(directory)) = (loaded, &self.options.crldir) {
+            self.files.note_directory();
+            let name = openssl_path(directory)
+                .map_err(|why| could_not("read certificate revocation list", directory, why))?;
+            loaded = store
+                .add_lookup(X509Lookup::hash_dir())
+                .and_then(|lookup| lookup.add_dir(name, SslFiletype::PEM))
+                .is_ok();
+        }
+        if loaded && (file.is_some() || self.options.crldir.is_some()) {
+            store
+                .set_flags(X509VerifyFlags::CRL_CHECK | X509VerifyFlags::CRL_CHECK_ALL)
+                .map_err(could_not_create)?;
+        }
+        Ok(())
+    }
+
+    fn load_client_certificate(&mut self) -> Result<(), Error> {
+        if !self.options.send_cert {
+            return Ok(());
+        }
+        let path = self.options.cert.clone().or_else(|| self.home.file("postgresql.crt"));
+        let Some(path) = path else {
+            return Ok(());
+        };
+        self.files.note(&path);
+        match fs::metadata(&path) {
+            Ok(_) => {}
+            // Without the file the connection goes on without a certificate.
+            Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => {
+                return Ok(());
+            }
+            Err(e) => return Err(could_not("open certificate", &path, &system_reason(&e))),
+        }
+        let failed = |why: &str| could_not("read certificate", &path, why);
+        self.context
+            .set_certificate_chain_file(openssl_path(&path).map_err(failed)?)
+            .map_err(|e| failed(&reason(&e)))?;
+        self.load_private_key()
+    }
+
+    fn load_private_key(&mut self) -> Result<(), Error> {
+        let path = private_key_path(self.options, self.home)?;
+        if let Some(path) = &path {
+            self.files.note(path);
+            let pem = read_private_key(path)?;
+            let name = path.display();
+            let failed = |e: ErrorStack| {
+                Error::Tls(format!("could not load private key file \"{name}\": {}", reason(&e)))
+            };
+            // A file that is not PEM may be DER; if it is neither, PEM's complaint is reported.
+            let key = parse_private_key(&pem, |buffer| passphrase(self.options, buffer))
+                .or_else(|e| PKey::private_key_from_der(&pem).map_err(|_| e))
+                .map_err(failed)?;
+            self.context.set_private_key(&key).map_err(failed)?;
+        }
+        self.context.check_private_key().map_err(|e| {
+            let name = path.as_deref().unwrap_or(Path::new("")).display();
+            let why = reason(&e);
+            Error::Tls(format!("certificate does not match private key file \"{name}\": {why}"))
+        })
+    }
 }
 
 fn missing_root(path: Option<&Path>) -> Error {
@@ -135,63 +256,6 @@ fn missing_root(path: Option<&Path>) -> Error {
     ))
 }
 
-/// What the machine trusts. `SSL_CERT_FILE` and `SSL_CERT_DIR` override it, as in OpenSSL; a
-/// private OpenSSL does not know where distributions keep their roots, so they are looked for.
-fn load_system_roots(context: &mut SslContextBuilder) -> Result<(), Error> {
-    let failed = |e: ErrorStack| {
-        Error::Tls(format!("could not load system root certificate paths: {}", reason(&e)))
-    };
-    context.set_default_verify_paths().map_err(failed)?;
-    if !cfg!(feature = "vendored") {
-        return Ok(());
-    }
-    let probed = openssl_probe::probe();
-    if std::env::var_os("SSL_CERT_FILE").is_none()
-        && let Some(file) = probed.cert_file.as_deref().and_then(|file| openssl_path(file).ok())
-    {
-        // Not being there, or not readable, is no error for OpenSSL's own default either.
-        let _ = context.set_ca_file(file);
-    }
-    if std::env::var_os("SSL_CERT_DIR").is_none() {
-        let lookup = context.cert_store_mut().add_lookup(X509Lookup::hash_dir()).map_err(failed)?;
-        for directory in probed.cert_dir.iter().filter_map(|dir| openssl_path(dir).ok()) {
-            lookup.add_dir(directory, SslFiletype::PEM).map_err(failed)?;
-        }
-    }
-    Ok(())
-}
-
-/// Loads revocation lists. As in libpq, ones that cannot be loaded are ignored, and none are
-/// required; but once there are some, each certificate of a chain needs one.
-fn load_crls(
-    store: &mut X509StoreBuilderRef,
-    options: &TlsOptions,
-    home: &HomeDirectory,
-) -> Result<(), Error> {
-    let file = match (&options.crl, &options.crldir) {
-        (None, None) => home.file("root.crl"),
-        (file, _) => file.clone(),
-    };
-    let mut loaded = match &file {
-        Some(file) => load_crl_file(store, file)?,
-        None => true,
-    };
-    if let (true, Some(directory)) = (loaded, &options.crldir) {
-        let name = openssl_path(directory)
-            .map_err(|why| could_not("read certificate revocation list", directory, why))?;
-        loaded = store
-            .add_lookup(X509Lookup::hash_dir())
-            .and_then(|lookup| lookup.add_dir(name, SslFiletype::PEM))
-            .is_ok();
-    }
-    if loaded && (file.is_some() || options.crldir.is_some()) {
-        store
-            .set_flags(X509VerifyFlags::CRL_CHECK | X509VerifyFlags::CRL_CHECK_ALL)
-            .map_err(|e| Error::Tls(format!("could not create SSL context: {}", reason(&e))))?;
-    }
-    Ok(())
-}
-
 /// OpenSSL's loader for such files takes certificates, too; a file of only certificates then
 /// switches the check on, and every chain fails for want of a revocation list.
 fn load_crl_file(store: &mut X509StoreBuilderRef, path: &Path) -> Result<bool, Error> {
@@ -203,60 +267,6 @@ fn load_crl_file(store: &mut X509StoreBuilderRef, path: &Path) -> Result<bool, E
         .is_ok();
     let holds_certificates = || fs::read(path).ok().and_then(|pem| X509::stack_from_pem(&pem).ok());
     Ok(loaded || holds_certificates().is_some_and(|certificates| !certificates.is_empty()))
-}
-
-fn load_client_certificate(
-    context: &mut SslContextBuilder,
-    options: &TlsOptions,
-    home: &HomeDirectory,
-) -> Result<(), Error> {
-    if !options.send_cert {
-        return Ok(());
-    }
-    let Some(path) = options.cert.clone().or_else(|| home.file("postgresql.crt")) else {
-        return Ok(());
-    };
-    match fs::metadata(&path) {
-        Ok(_) => {}
-        // Without the file the connection goes on without a certificate.
-        Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => return Ok(()),
-        Err(e) => return Err(could_not("open certificate", &path, &system_reason(&e))),
-    }
-    let failed = |why: &str| could_not("read certificate", &path, why);
-    context
-        .set_certificate_chain_file(openssl_path(&path).map_err(failed)?)
-        .map_err(|e| failed(&reason(&e)))?;
-    load_private_key(context, options, home)
-}
-
-fn load_private_key(
-    context: &mut SslContextBuilder,
-    options: &TlsOptions,
-    home: &HomeDirectory,
-) -> Result<(), Error> {
-    let path = private_key_path(options, home)?;
-    if let Some(path) = &path {
-        let pem = read_private_key(path)?;
-        let failed = |e: ErrorStack| {
-            Error::Tls(format!(
-                "could not load private key file \"{}\": {}",
-                path.display(),
-                reason(&e)
-            ))
-        };
-        // A file that is not PEM may be DER; if it is neither, PEM's complaint is reported.
-        let key = parse_private_key(&pem, |buffer| passphrase(options, buffer))
-            .or_else(|e| PKey::private_key_from_der(&pem).map_err(|_| e))
-            .map_err(failed)?;
-        context.set_private_key(&key).map_err(failed)?;
-    }
-    context.check_private_key().map_err(|e| {
-        let name = path.as_deref().map(Path::display).map(|p| p.to_string()).unwrap_or_default();
-        Error::Tls(format!(
-            "certificate does not match private key file \"{name}\": {}",
-            reason(&e)
-        ))
-    })
 }
 
 fn private_key_path(options: &TlsOptions, home: &HomeDirectory) -> Result<Option<PathBuf>, Error> {
@@ -328,7 +338,7 @@ fn passphrase(options: &TlsOptions, buffer: &mut [u8]) -> usize {
 
 /// Asks the application's key passphrase hook, if the session's key needs a passphrase at all.
 /// Done while the session is certainly alive, because the hook may look at it.
-pub fn ask_passphrase_hook(
+pub(crate) fn ask_passphrase_hook(
     options: &TlsOptions,
     hook: impl FnOnce(&mut [u8]) -> usize,
 ) -> Option<Zeroizing<Vec<u8>>> {
@@ -368,7 +378,7 @@ fn system_reason(error: &io::Error) -> String {
 }
 
 /// The text of the earliest error, as `SSLerrmessage` of libpq gives it.
-pub fn reason(errors: &ErrorStack) -> String {
+pub(crate) fn reason(errors: &ErrorStack) -> String {
     const ERR_LIB_SSL: i32 = 20;
     const NO_APPLICATION_PROTOCOL: i32 = 1000 + 120;
     /// In OpenSSL 3 this bit marks an error number of the system.
