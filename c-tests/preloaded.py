@@ -13,7 +13,7 @@ import pytest
 
 import peers
 from eavesdropper import Cancels
-from programs import LIBRARY
+from library import LIBRARY
 
 WRAPPER = Path(os.environ.get("PQCANCEL_WRAPPER", LIBRARY.parent / "pqcancel")).absolute()
 BIN = peers.postgres_system() / "bin"  # the programs themselves: what is in /usr/bin is a Perl script that finds them

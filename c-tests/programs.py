@@ -1,7 +1,6 @@
 """C programs of the tests: compiled once for each run, and run under a Laboratory.
 
-PQCANCEL_LIB names the library under test, PQCANCEL_INCLUDE the directory of pqcancel.h, PQCANCEL_BUILD where the programs
-are compiled.
+PQCANCEL_INCLUDE names the directory of pqcancel.h, PQCANCEL_BUILD where the programs are compiled.
 """
 
 from __future__ import annotations
@@ -14,14 +13,15 @@ from typing import Iterator
 import peers
 from comparison import TRANSPORTS, Laboratory, Outcome, Scenario
 from hostile import CancelConnection, Script
+from library import LIBRARY
 import wire
 
-LIBRARY = Path(os.environ.get("PQCANCEL_LIB", peers.ROOT / "target" / "release" / "libpqcancel.so")).absolute()
 INCLUDE = Path(os.environ.get("PQCANCEL_INCLUDE", peers.ROOT / "include")).absolute()
 BUILD = Path(os.environ.get("PQCANCEL_BUILD", peers.ROOT / "target" / "c-tests")).absolute()
 SOURCES = Path(__file__).resolve().parent
 
 WARNINGS = ["-Wall", "-Wextra", "-Werror"]
+
 
 
 def pkg_config(*what: str) -> list[str]:

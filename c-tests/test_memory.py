@@ -12,9 +12,9 @@ import pytest
 import programs
 import scripts
 from comparison import Scenario
-from programs import BUILD, SOURCES
 from hostile import CancelConnection
-from programs import always_closed
+from library import has_private_openssl
+from programs import BUILD, SOURCES, always_closed
 from scripts import close, reset, tls_context
 
 VALGRIND = ["valgrind", "--quiet", "--leak-check=full", "--track-fds=yes", "--error-exitcode=99", "--num-callers=30"]
@@ -114,7 +114,7 @@ SWEEPS = [
     ("here-ours-on", "tcp4", 1), ("here-ours-once", "unix", 1), ("here-all-once", "unix", 1),
     ("fork-ours-on", "tls15", 41), ("fork-ours-once", "tls15", 41), ("fork-all-once", "tls15", 43),
     ("thread-ours-on", "tls15", 7), ("thread-ours-once", "tls15", 7), ("here-ours-on", "tls15", 101),
-    ("warm-ours-on", "tls15", 3), ("warm-ours-once", "tls15", 7), ("warm-all-once", "tls15", 11),
+    ("warm-ours-on", "tls15", 3), ("warm-ours-once", "tls15", 7), ("warm-all-once", "tls15", 2),
     ("old-ours-on", "tcp4", 1), ("old-ours-once", "unix", 1), ("old-all-on", "tcp4", 1),
     ("old-ours-on", "tls15", 13), ("old-ours-once", "tls15", 17),
 ]
@@ -130,6 +130,10 @@ def starving(certs, servers):
 @pytest.mark.parametrize("how,transport,step", SWEEPS)
 def test_out_of_memory(starving, tmp_path, how, transport, step):
     """Whichever allocation fails: a failure value and a message, or NULL; the process lives on, and so does the object."""
+    if not has_private_openssl():
+        if transport == "tls15" and "all" in how and "warm" not in how:
+            pytest.skip("a system's OpenSSL that meets a shortage in its initialization is no good afterwards")
+        step = max(1, step // 10)  # what OpenSSL allocates is then none of ours
     scenario = Scenario("starving", transport, how, step, environment={"LD_PRELOAD": str(starving.build / "starve.so")},
                         script=lambda c: always_closed(CancelConnection.pass_through))
     outcome = starving.over_pqcancel(scenario, tmp_path / "home", "system")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import shutil
 import termios
@@ -13,6 +14,7 @@ import programs
 import scripts
 from certs import PASSPHRASE
 from comparison import HOSTS, Scenario, compare
+from library import has_private_openssl
 from programs import BUILD
 from programs import always_closed
 from scripts import close, tls_context
@@ -38,6 +40,18 @@ def serve(pair: str):
         "tls", tls_context(c, getattr(c, pair)), close, close_notify=True))
 
 
+def queues_of(transcript: str) -> set[str]:
+    """What the program found in its error queue after each call. A library that shares its OpenSSL empties the queue before it
+    asks OpenSSL for anything, as libpq does; of its own it never leaves anything behind."""
+    found = re.findall(r"^after \w+: (.*)$", transcript, re.MULTILINE)
+    assert len(found) == 8, transcript
+    return set(found)
+
+
+UNTOUCHED = {"exactly the host's entry"}
+EXPECTED = [UNTOUCHED] if has_private_openssl() else [UNTOUCHED, UNTOUCHED | {"no entry"}]
+
+
 @pytest.mark.parametrize("name,script,result", [
     ("good", None, 1),
     ("good-scripted", serve("server"), 1),
@@ -49,8 +63,7 @@ def serve(pair: str):
 def test_the_hosts_error_queue(openssl_guest, tmp_path, name, script, result):
     scenario = Scenario(name, "tls15", "anything", script=script, shows=f"PQcancelBlocking -> {result}")
     transcript = programs.run_ours(openssl_guest, scenario, tmp_path / "home").transcript
-    found = [line for line in transcript.splitlines() if line.startswith("after ")]
-    assert len(found) == 8 and all(line.endswith(": exactly the host's entry") for line in found), transcript
+    assert queues_of(transcript) in EXPECTED, transcript
     assert "the host's library works: 1 1" in transcript
 
 
@@ -61,7 +74,7 @@ def test_no_root_certificate(openssl_guest, tmp_path):
                         at_session=lambda directory, c: (directory / "ca.crt").write_text("nothing of the kind"),
                         shows="PQcancelBlocking -> 0")
     transcript = programs.run_ours(openssl_guest, scenario, tmp_path / "home").transcript
-    assert transcript.count("exactly the host's entry") == 8, transcript
+    assert queues_of(transcript) in EXPECTED, transcript
 
 
 ENCRYPTED = {"sslcert": "{c.client_encrypted.cert}", "sslkey": "{c.client_encrypted.key}"}

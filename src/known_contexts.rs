@@ -9,7 +9,7 @@ use std::process;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use openssl::ssl::SslContext;
+use openssl::ssl::{SslContext, SslContextRef};
 
 use crate::error::Error;
 use crate::params::TlsOptions;
@@ -67,6 +67,12 @@ pub(crate) fn context_for(options: &TlsOptions) -> Result<SslContext, Error> {
     Ok(context)
 }
 
+/// To be called when a handshake has failed: what is wrong may be the context, if memory was short
+/// when it was made.
+pub(crate) fn forget(context: &SslContextRef) {
+    drop_those(|known| std::ptr::eq(&*known.context, context));
+}
+
 fn known(options: &TlsOptions, home: &HomeDirectory) -> Option<SslContext> {
     let contexts = read()?;
     let known = contexts.find(|known| {
@@ -79,25 +85,23 @@ fn known(options: &TlsOptions, home: &HomeDirectory) -> Option<SslContext> {
     Some(known.context.clone())
 }
 
-/// What it takes the place of is dropped when the lock is free again: that may take long.
 fn remember(known: Known) {
-    let Some(mut contexts) = write() else {
-        return;
-    };
-    let outdated = contexts.take(|other| {
+    drop_those(|other| {
         other.process != known.process
             || (other.options == known.options && other.home == known.home)
     });
-    let displaced = contexts.remember(known);
-    drop(contexts);
-    drop((outdated, displaced));
+    let displaced = write().map(|mut contexts| contexts.remember(known));
+    drop(displaced);
 }
 
 fn drop_idle(now: u64) {
-    let is_idle = |known: &Known| now.saturating_sub(known.last_used.load(Relaxed)) > IDLE;
-    if read().is_some_and(|contexts| contexts.find(is_idle).is_some()) {
-        let idle = write().map(|mut contexts| contexts.take(is_idle));
-        drop(idle);
+    drop_those(|known| now.saturating_sub(known.last_used.load(Relaxed)) > IDLE);
+}
+
+fn drop_those(are_meant: impl Fn(&Known) -> bool) {
+    if read().is_some_and(|contexts| contexts.find(&are_meant).is_some()) {
+        let taken = write().map(|mut contexts| contexts.take(&are_meant));
+        drop(taken); // no more under the lock
     }
 }
 

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use openssl::error::ErrorStack;
 
-use crate::reserve::Arena;
+use crate::reserve::{self, Arena};
 
 /// 4 MiB, twice what the first TLS connection of a process allocates. Untouched, it costs address space
 /// only.
@@ -134,6 +134,7 @@ const HEADER: usize = 16;
 
 fn take(size: usize) -> *mut c_void {
     let (Some(layout), true) = (layout_of(size), SHELTERED.load(Ordering::Relaxed) > 0) else {
+        reserve::note_shortage();
         return std::ptr::null_mut();
     };
     let block = RESERVE.take(layout);

@@ -21,6 +21,11 @@ pub(crate) fn shortages() -> usize {
     SHORTAGES.load(Ordering::Relaxed)
 }
 
+/// Counts one that nothing could help: a context that OpenSSL makes meanwhile may lack something.
+pub(crate) fn note_shortage() {
+    SHORTAGES.fetch_add(1, Ordering::Relaxed);
+}
+
 /// Memory that is handed out in blocks: short ones from one half, long ones from the other. What is
 /// lost (the openssl crate loses some bytes when it meets a shortage) is lost, and no more.
 pub(crate) struct Arena<const SHORT: usize, const LONG: usize> {
@@ -40,7 +45,7 @@ impl<const SHORT: usize, const LONG: usize> Arena<SHORT, LONG> {
 
     /// Hands out a block, and counts the shortage that made it necessary. NULL if there is no room.
     pub(crate) fn take(&self, layout: Layout) -> *mut u8 {
-        SHORTAGES.fetch_add(1, Ordering::Relaxed);
+        note_shortage();
         let (size, align) = (layout.size(), layout.align());
         let short = (size <= 1024 && align <= 64).then(|| self.short.take(size)).flatten();
         let long = || (align <= 1024).then(|| self.long.take(size)).flatten();

@@ -126,7 +126,10 @@ impl Tls {
                 call_openssl(|| self.verify()).map(|()| true)
             }
             Err(error) if error.code() == ErrorCode::WANT_READ => Ok(false),
-            Err(error) => Err(self.handshake_error(&error)),
+            Err(error) => {
+                known_contexts::forget(self.stream.ssl().ssl_context());
+                Err(self.handshake_error(&error))
+            }
         }
     }
 

@@ -146,7 +146,7 @@ impl Making<'_> {
         let failed = |e: ErrorStack| {
             Error::Tls(format!("could not load system root certificate paths: {}", reason(&e)))
         };
-        self.files.note_directory();
+        self.files.note_what_hides_changes();
         self.context.set_default_verify_paths().map_err(failed)?;
         if !cfg!(feature = "vendored") {
             return Ok(());
@@ -182,13 +182,16 @@ impl Making<'_> {
             None => true,
         };
         if let (true, Some(directory)) = (loaded, &self.options.crldir) {
-            self.files.note_directory();
+            self.files.note_what_hides_changes();
             let name = openssl_path(directory)
                 .map_err(|why| could_not("read certificate revocation list", directory, why))?;
             loaded = store
                 .add_lookup(X509Lookup::hash_dir())
                 .and_then(|lookup| lookup.add_dir(name, SslFiletype::PEM))
                 .is_ok();
+        }
+        if !loaded && file.as_ref().is_some_and(|file| file.exists()) {
+            self.files.note_what_hides_changes();
         }
         if loaded && (file.is_some() || self.options.crldir.is_some()) {
             store

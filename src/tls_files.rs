@@ -13,7 +13,7 @@ const COARSEST_TIME: Duration = Duration::from_secs(2);
 #[derive(Default)]
 pub(crate) struct TlsFiles {
     noted: Vec<(PathBuf, Option<Identity>)>,
-    has_directory: bool,
+    hides_changes: bool,
 }
 
 /// Where a file is, and when it was written or its rights were changed.
@@ -46,9 +46,10 @@ impl TlsFiles {
         self.noted.push((path.to_owned(), Identity::of(path)));
     }
 
-    /// Notes a directory in which OpenSSL finds things when it needs them, and then keeps them.
-    pub(crate) fn note_directory(&mut self) {
-        self.has_directory = true;
+    /// Notes a directory in which OpenSSL finds things when it needs them, and then keeps them; or a
+    /// file that could not be loaded, perhaps for want of memory.
+    pub(crate) fn note_what_hides_changes(&mut self) {
+        self.hides_changes = true;
     }
 
     /// Whether all of them are as they were.
@@ -62,7 +63,7 @@ impl TlsFiles {
         let settled = now.saturating_sub(COARSEST_TIME).as_secs().cast_signed();
         let is_settled =
             |identity: &Identity| identity.modified.0 < settled && identity.changed.0 < settled;
-        !self.has_directory
+        !self.hides_changes
             && self.noted.iter().all(|(_, file)| file.as_ref().is_none_or(is_settled))
     }
 }
@@ -108,7 +109,7 @@ mod tests {
         let mut old = TlsFiles::default();
         old.note(Path::new("/usr"));
         assert!(old.show_changes());
-        old.note_directory();
+        old.note_what_hides_changes();
         assert!(!old.show_changes());
     }
 }
