@@ -10,6 +10,7 @@ use crate::error::{Error, ErrorMessage};
 use crate::link::{Link, READ_SIZE, Receipt, Step};
 use crate::machine::{Event, Machine, Status, Turn, Want};
 use crate::reserve;
+use crate::signal_safe::mark;
 use crate::socket::{Connecting, Direction, Socket, Waited};
 use crate::target::{Protection, Target};
 use crate::tls::Tls;
@@ -38,7 +39,10 @@ impl From<Direction> for Polling {
 }
 
 /// A cancel connection.
+#[repr(C)]
 pub struct CancelConn {
+    /// Ours, where a libpq's own PGcancelConn has pointers.
+    mark: u128,
     delivery: Option<Delivery>,
     /// What to say without a delivery: bad from the start, and "allocated" once it is reset, as
     /// in libpq; it still cannot be started.
@@ -71,7 +75,12 @@ impl CancelConn {
                 None
             }
         };
-        CancelConn { delivery, status_without: Status::Bad, message }
+        CancelConn { mark: mark(), delivery, status_without: Status::Bad, message }
+    }
+
+    /// Whether we made it: the first bytes of what is called a PGcancelConn tell.
+    pub fn has_our_mark(first_bytes: u128) -> bool {
+        first_bytes == mark()
     }
 
     /// Where it is.

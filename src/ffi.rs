@@ -82,10 +82,23 @@ unsafe extern "C" fn create(conn: *mut PGconn, return_address: *const c_void) ->
 /// server cannot be reached): the status is then CONNECTION_BAD.
 ///
 /// Thread rule: one thread at a time. Not for signal handlers.
+#[unsafe(naked)]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn PQcancelStart(cancelConn: *mut PGcancelConn) -> c_int {
+    core::arch::naked_asm!(return_address_as_second_argument!("{start}"), start = sym start)
+}
+
+/// # Safety
+///
+/// As for [`with`]; or a libpq's own, of the caller's libpq.
+unsafe extern "C" fn start(cancel: *mut PGcancelConn, return_address: *const c_void) -> c_int {
     // SAFETY: this function's own contract.
-    unsafe { with(cancelConn, 0, |cancel| c_int::from(cancel.start())) }
+    unsafe {
+        if is_foreign(cancel) {
+            return call_own("PQcancelStart\0", cancel, return_address).unwrap_or(0);
+        }
+        with(cancel, 0, |cancel| c_int::from(cancel.start()))
+    }
 }
 
 /// Deliver the cancel request and wait for the end, as PQcancelBlocking() of libpq 17 and 18.
@@ -112,10 +125,27 @@ pub unsafe extern "C" fn PQcancelBlocking(cancelConn: *mut PGcancelConn) -> c_in
 /// libpq crashes).
 ///
 /// Thread rule: one thread at a time. Not for signal handlers.
+#[unsafe(naked)]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn PQcancelPoll(cancelConn: *mut PGcancelConn) -> PostgresPollingStatusType {
+    core::arch::naked_asm!(return_address_as_second_argument!("{poll}"), poll = sym poll)
+}
+
+/// # Safety
+///
+/// As for [`start`].
+unsafe extern "C" fn poll(
+    cancel: *mut PGcancelConn,
+    return_address: *const c_void,
+) -> PostgresPollingStatusType {
     // SAFETY: this function's own contract.
-    unsafe { with(cancelConn, PGRES_POLLING_FAILED, |cancel| cancel.poll().into()) }
+    unsafe {
+        if is_foreign(cancel) {
+            let polled = call_own("PQcancelPoll\0", cancel, return_address);
+            return polled.map_or(PGRES_POLLING_FAILED, c_int::cast_unsigned);
+        }
+        with(cancel, PGRES_POLLING_FAILED, |cancel| cancel.poll().into())
+    }
 }
 
 /// The status of a cancel connection, as PQcancelStatus() of libpq 17 and 18.
@@ -153,9 +183,15 @@ pub unsafe extern "C" fn PQcancelSocket(cancelConn: *const PGcancelConn) -> c_in
 /// Thread rule: one thread at a time. Not for signal handlers.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn PQcancelErrorMessage(cancelConn: *const PGcancelConn) -> *mut c_char {
-    let no_connection = c"connection pointer is NULL\n".as_ptr();
     // SAFETY: this function's own contract.
-    unsafe { read(cancelConn, no_connection, |cancel| cancel.message().as_ptr()) }.cast_mut()
+    unsafe {
+        let nothing_to_say = if is_foreign(cancelConn) {
+            c"pqcancel: this cancel connection is another library's\n"
+        } else {
+            c"connection pointer is NULL\n"
+        };
+        read(cancelConn, nothing_to_say.as_ptr(), |cancel| cancel.message().as_ptr()).cast_mut()
+    }
 }
 
 /// Close the connection of a cancel request, whatever became of it, and make it ready to be
@@ -176,9 +212,11 @@ pub unsafe extern "C" fn PQcancelReset(cancelConn: *mut PGcancelConn) {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn PQcancelFinish(cancelConn: *mut PGcancelConn) {
     let _ = catch(|| {
-        if !cancelConn.is_null() {
-            // SAFETY: this function's own contract: a pointer of PQcancelCreate, given back once.
-            drop(unsafe { Box::from_raw(cancelConn) });
+        // SAFETY: this function's own contract: a pointer of PQcancelCreate, given back once.
+        unsafe {
+            if !cancelConn.is_null() && !is_foreign(cancelConn) {
+                drop(Box::from_raw(cancelConn));
+            }
         }
     });
 }
@@ -295,7 +333,41 @@ unsafe fn session<'call>(
     Ok(unsafe { Session::new(conn, host) })
 }
 
-/// Does something with a cancel connection; what a panic leaves behind is bad.
+/// Whether a cancel connection was made by a libpq itself, whose PQcancelCreate the program has got
+/// hold of without us (dlsym). Its PQcancelBlocking then calls PQcancelStart and PQcancelPoll by
+/// name, and gets ours.
+///
+/// # Safety
+///
+/// `cancel` is NULL or came from a PQcancelCreate, and was not finished.
+unsafe fn is_foreign(cancel: *const PGcancelConn) -> bool {
+    // SAFETY: the caller's promise; ours begins with its mark, and a libpq's is longer.
+    !cancel.is_null()
+        && !CancelConn::has_our_mark(unsafe { cancel.cast::<u128>().read_unaligned() })
+}
+
+/// What the libpq that the code at this return address is, or calls, does by itself.
+///
+/// # Safety
+///
+/// It made `cancel`.
+unsafe fn call_own(
+    name: &str,
+    cancel: *mut PGcancelConn,
+    return_address: *const c_void,
+) -> Option<c_int> {
+    attempt(|| {
+        // SAFETY: the caller's promise.
+        Host::of_caller(return_address)
+            .ok()
+            .and_then(|host| unsafe { host.call_own(name, cancel.cast()) })
+    })
+    .ok()
+    .flatten()
+}
+
+/// Does something with a cancel connection; what a panic leaves behind is bad. With one that is not
+/// ours it does nothing.
 ///
 /// # Safety
 ///
@@ -307,7 +379,8 @@ unsafe fn with<T: Copy>(
     body: impl FnOnce(&mut CancelConn) -> T,
 ) -> T {
     // SAFETY: the caller's promise.
-    let Some(cancel) = (unsafe { cancel.as_mut() }) else {
+    let ours = unsafe { if is_foreign(cancel) { None } else { cancel.as_mut() } };
+    let Some(cancel) = ours else {
         return failure;
     };
     attempt(|| body(cancel)).unwrap_or_else(|error| {
@@ -327,7 +400,7 @@ unsafe fn read<T: Copy>(
     body: impl FnOnce(&CancelConn) -> T,
 ) -> T {
     // SAFETY: the caller's promise.
-    match unsafe { cancel.as_ref() } {
+    match unsafe { if is_foreign(cancel) { None } else { cancel.as_ref() } } {
         Some(cancel) => catch(|| body(cancel)).unwrap_or(failure),
         None => failure,
     }

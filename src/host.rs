@@ -198,28 +198,59 @@ impl Host {
     }
 }
 
+impl Host {
+    /// Calls PQcancelStart or PQcancelPoll of this libpq itself (17 and later), by a name that ends
+    /// in NUL.
+    ///
+    /// # Safety
+    ///
+    /// This libpq made `cancel`, and no other thread uses it.
+    pub unsafe fn call_own(&self, name: &str, cancel: *mut c_void) -> Option<c_int> {
+        let object = Object::containing(self.identity.as_ptr())?;
+        let function = Library::open(&object)?.symbol(name)?;
+        if Object::containing(function.as_ptr())?.base != object.base {
+            return None;
+        }
+        type Function = unsafe extern "C" fn(*mut c_void) -> c_int;
+        // SAFETY: the functions of these names have this type in every libpq that has them; the
+        // caller's promise.
+        unsafe { Some(std::mem::transmute::<*mut c_void, Function>(function.as_ptr())(cancel)) }
+    }
+}
+
 // SAFETY: the table holds function addresses of a library that is never unloaded, and a pointer
 // that is only compared.
 unsafe impl Send for Host {}
 // SAFETY: as above; nothing in it changes.
 unsafe impl Sync for Host {}
 
-/// Looks for `PQconninfo`, which every libpq since 9.3 exports and we do not: in the caller's
-/// dependency tree, then in the objects behind us, in the whole global scope, and at last in all
-/// there is: a caller that belongs to no libpq (libffi, say) means the only one.
+/// Every libpq since 9.3 exports it, and we do not.
+const NAME: &str = "PQconninfo\0";
+
+/// Looks for the libpq that the caller's other calls go to; then in the caller's dependency tree, in
+/// the objects behind us, in the whole global scope, and at last in all there is: a caller that
+/// belongs to no libpq (libffi, say) means the only one.
 fn find_from(return_address: *const c_void) -> Result<NonNull<c_void>, Error> {
-    const NAME: &str = "PQconninfo\0";
-    let in_scope = Object::containing(return_address)
-        .and_then(|caller| Library::open(&caller))
-        .and_then(|library| library.symbol(NAME))
-        .or_else(|| loader::symbol_in_scope(NAME));
-    if let Some(identity) = in_scope {
+    let of_caller = Object::containing(return_address)
+        .and_then(|caller| called_by(&caller).or_else(|| Library::open(&caller)?.symbol(NAME)));
+    if let Some(identity) = of_caller.or_else(|| loader::symbol_in_scope(NAME)) {
         return Ok(identity);
     }
     let mut all = loader::symbols_anywhere(NAME);
     let identity = all.pop_first().ok_or(Error::HostNotFound)?;
     // Each would read another's connections by its own layout.
     if all.is_empty() { Ok(identity) } else { Err(Error::HostAmbiguous) }
+}
+
+/// The libpq that the caller's calls are bound to. It may be another than the one in its dependency
+/// tree: where a libpq is in the global scope, private ones that are loaded later are not called.
+fn called_by(caller: &Object) -> Option<NonNull<c_void>> {
+    let bindings = caller.bindings()?;
+    bindings
+        .functions("PQ")
+        .filter_map(Object::containing)
+        .filter(|object| object.base != caller.base)
+        .find_map(|object| Library::open(&object)?.symbol(NAME))
 }
 
 /// The version of a libpq, before anything else of it is relied on.

@@ -16,6 +16,7 @@
 
 pub mod abi;
 pub mod address;
+mod bindings;
 pub mod cancel_conn;
 mod courier;
 pub mod error;

@@ -7,12 +7,15 @@ use std::collections::BTreeSet;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::ptr::NonNull;
 
+use crate::bindings::Bindings;
+
 /// A loaded object, as the dynamic loader knows it.
 pub(crate) struct Object {
     /// Where it is loaded: what tells one object from another.
     pub(crate) base: *const c_void,
     /// Points into the loader's own list. The main program's name is empty there.
     name: *const c_char,
+    map: *const LinkMap,
 }
 
 impl Object {
@@ -34,15 +37,23 @@ impl Object {
             return None;
         }
         // SAFETY: dladdr1 filled info, and the link map of a loaded object is readable.
-        unsafe { Some(Object { base: info.assume_init().dli_fbase, name: (*map).name }) }
+        unsafe { Some(Object { base: info.assume_init().dli_fbase, name: (*map).name, map }) }
+    }
+
+    /// What its calls are bound to. It must stay loaded meanwhile.
+    pub(crate) fn bindings(&self) -> Option<Bindings> {
+        // SAFETY: the link map of a loaded object is readable.
+        unsafe { Bindings::of(&*self.map) }
     }
 }
 
 /// The documented beginning of glibc's `struct link_map` (link.h).
 #[repr(C)]
-struct LinkMap {
-    load_address: usize,
+pub(crate) struct LinkMap {
+    pub(crate) load_address: usize,
     name: *const c_char,
+    /// Its dynamic section.
+    pub(crate) dynamic: *const c_void,
 }
 
 const RTLD_DL_LINKMAP: c_int = 2;

@@ -76,16 +76,10 @@ enum Maker<'a> {
 impl PgCancel {
     /// A block that begins with these bytes of the host's.
     pub(crate) fn new(mut host: Zeroizing<[u8; LONGEST_BLOCK]>, way: Way) -> PgCancel {
-        for (to, from) in host.iter_mut().skip(MARK).zip(PgCancel::mark().to_ne_bytes()) {
+        for (to, from) in host.iter_mut().skip(MARK).zip(mark().to_ne_bytes()) {
             *to = from;
         }
         PgCancel { host, way }
-    }
-
-    /// A word that says what we are, and an address that says which of us.
-    fn mark() -> u128 {
-        let us = (&raw const BELL).addr() as u64;
-        u128::from(MARK_WORD) | u128::from(us) << 64
     }
 
     /// Whether we made this block.
@@ -103,13 +97,20 @@ impl PgCancel {
     /// As for [`PgCancel::is_ours`]; it is not freed while the answer is in use.
     unsafe fn maker<'a>(cancel: *const pg_cancel) -> Maker<'a> {
         // SAFETY: every struct pg_cancel begins with a sockaddr_storage, which the mark is in.
-        let mark = unsafe { cancel.cast::<u8>().add(MARK).cast::<u128>().read_unaligned() };
-        if mark == PgCancel::mark() {
+        let found = unsafe { cancel.cast::<u8>().add(MARK).cast::<u128>().read_unaligned() };
+        if found == mark() {
             // SAFETY: only our blocks have this mark.
             return Maker::Us(unsafe { &*cancel.cast::<PgCancel>() });
         }
-        if mark as u64 == MARK_WORD { Maker::AnotherOfUs } else { Maker::Host }
+        if found as u64 == MARK_WORD { Maker::AnotherOfUs } else { Maker::Host }
     }
+}
+
+/// What our objects are known by: a word that says what we are, which is no address, and an address
+/// that says which of us.
+pub(crate) fn mark() -> u128 {
+    let us = (&raw const BELL).addr() as u64;
+    u128::from(MARK_WORD) | u128::from(us) << 64
 }
 
 /// PQcancel.
