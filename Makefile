@@ -21,7 +21,7 @@ PYTEST  := PQCANCEL_LIB=$(LIBRARY) PQCANCEL_BUILD=$(CARGO_TARGET_DIR)/c-tests $(
 # rustup puts cargo here; a fresh login shell may not have looked yet.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-.PHONY: all build header check test test-matrix unit-test c-test fuzz demo setup-build setup-test clean
+.PHONY: all build header check test test-matrix unit-test c-test fuzz bench demo setup-build setup-test clean
 
 all: build
 
@@ -51,6 +51,11 @@ fuzz:
 	cd fuzz && for target in machine tls sockaddr; do \
 	    $(CARGO) +nightly fuzz run $$target -- -max_total_time=60 || exit 1; \
 	done
+
+# Side by side with libpq 18: a table, and a chart below target/bench. Some minutes, best on a quiet machine.
+bench: setup-test
+	$(MAKE) build
+	$(PYTHON) benches/run.py --lib $(LIBRARY)
 
 test: setup-test
 	$(MAKE) build check unit-test c-test

@@ -25,6 +25,7 @@ krb5-kdc:/usr/sbin/krb5kdc
 krb5-admin-server:/usr/sbin/kadmin.local
 krb5-user:kinit
 npm:npm
+strace:strace
 groff-base:groff'
 
 present() {
