@@ -7,7 +7,7 @@ use crate::address::{Address, ip_address};
 use crate::error::Error;
 use crate::host::Session;
 use crate::host_layout::CancelBlock;
-use crate::known_contexts::context_for;
+use crate::known_contexts;
 use crate::message::CancelRequest;
 use crate::openssl_memory::call_openssl;
 use crate::params::{ConnInfo, ConnectTimeout, SslNegotiation, TcpOptions, TlsOptions};
@@ -82,9 +82,10 @@ impl Target {
     /// trusts would stall an event loop. If it fails, so will the cancel, which has a place to say so.
     pub fn prepare(&self) {
         if let Protection::Tls(options) = &self.protection
+            && known_contexts::may_keep(options)
             && !self.is_prepared.swap(true, Relaxed)
         {
-            let _ = call_openssl(|| context_for(options));
+            let _ = call_openssl(|| known_contexts::context_for(options));
         }
     }
 

@@ -141,7 +141,8 @@ impl Making<'_> {
     }
 
     /// What the machine trusts. `SSL_CERT_FILE` and `SSL_CERT_DIR` override it, as in OpenSSL; a
-    /// private OpenSSL does not know where distributions keep their roots, so they are looked for.
+    /// private OpenSSL does not know where distributions keep their roots, so they are looked for:
+    /// in a directory, from which OpenSSL takes what it needs, or else in one large file.
     fn load_system_roots(&mut self) -> Result<(), Error> {
         let failed = |e: ErrorStack| {
             Error::Tls(format!("could not load system root certificate paths: {}", reason(&e)))
@@ -152,18 +153,22 @@ impl Making<'_> {
             return Ok(());
         }
         let probed = openssl_probe::probe();
-        if std::env::var_os("SSL_CERT_FILE").is_none()
+        let mut has_directory = false;
+        if std::env::var_os("SSL_CERT_DIR").is_none() {
+            let store = self.context.cert_store_mut();
+            let lookup = store.add_lookup(X509Lookup::hash_dir()).map_err(failed)?;
+            for directory in probed.cert_dir.iter().filter(|directory| is_hashed(directory)) {
+                let Ok(name) = openssl_path(directory) else { continue };
+                lookup.add_dir(name, SslFiletype::PEM).map_err(failed)?;
+                has_directory = true;
+            }
+        }
+        if !has_directory
+            && std::env::var_os("SSL_CERT_FILE").is_none()
             && let Some(file) = probed.cert_file.as_deref().and_then(|file| openssl_path(file).ok())
         {
             // Not being there, or not readable, is no error for OpenSSL's own default either.
             let _ = self.context.set_ca_file(file);
-        }
-        if std::env::var_os("SSL_CERT_DIR").is_none() {
-            let store = self.context.cert_store_mut();
-            let lookup = store.add_lookup(X509Lookup::hash_dir()).map_err(failed)?;
-            for directory in probed.cert_dir.iter().filter_map(|dir| openssl_path(dir).ok()) {
-                lookup.add_dir(directory, SslFiletype::PEM).map_err(failed)?;
-            }
         }
         Ok(())
     }
@@ -246,6 +251,20 @@ impl Making<'_> {
             Error::Tls(format!("certificate does not match private key file \"{name}\": {why}"))
         })
     }
+}
+
+/// Whether OpenSSL finds certificates in a directory: under the hash of their subject, a dot and a
+/// number.
+fn is_hashed(directory: &Path) -> bool {
+    let is_hash = |name: &str| {
+        let (hash, number) = name.split_once('.').unwrap_or((name, ""));
+        hash.len() == 8
+            && hash.bytes().all(|b| b.is_ascii_hexdigit())
+            && number.parse::<u8>().is_ok()
+    };
+    fs::read_dir(directory).is_ok_and(|entries| {
+        entries.flatten().any(|entry| entry.file_name().to_str().is_some_and(is_hash))
+    })
 }
 
 fn missing_root(path: Option<&Path>) -> Error {
@@ -411,5 +430,27 @@ fn log_key(path: &Path, line: &str) {
     let file = fs::OpenOptions::new().append(true).create(true).mode(0o600).open(path);
     if let Ok(mut file) = file {
         let _ = file.write_all(format!("{line}\n").as_bytes());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_of_certificates_has_their_hashes_for_names() {
+        let directory = std::env::temp_dir().join(format!("pqcancel-hash-{}", std::process::id()));
+        fs::create_dir_all(&directory).unwrap();
+        for (name, counts) in [
+            ("ca-bundle.crt", false),
+            ("README.0", false),
+            ("0a1b2c3d.r0", false),
+            ("0a1b2c3d.0", true),
+        ] {
+            fs::write(directory.join(name), "").unwrap();
+            assert_eq!(is_hashed(&directory), counts, "{name}");
+        }
+        fs::remove_dir_all(&directory).unwrap();
+        assert!(!is_hashed(&directory));
     }
 }
