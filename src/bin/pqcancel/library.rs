@@ -15,13 +15,26 @@ const BUILT_FOR: Option<&str> = option_env!("PQCANCEL_LIBDIR");
 /// The library beside this command's real file, or where it was installed. One for another machine,
 /// such as a 32-bit one in lib beside lib64, is passed over.
 pub(crate) fn find() -> Result<PathBuf, String> {
-    let command = env::current_exe().map_err(|error| format!("my own file: {error}"))?;
     let [name, _] = NAMES;
-    directories(&command, BUILT_FOR)
+    places()?
         .iter()
         .flat_map(|directory| NAMES.map(|name| directory.join(name)))
-        .find(|path| matches!(Image::of(path), Image::Static | Image::Dynamic))
-        .ok_or_else(|| format!("{name} is neither beside {command:?} nor where it was installed"))
+        .find(|path| is_one(path))
+        .ok_or_else(|| {
+            let command = env::current_exe().unwrap_or_default();
+            format!("{name} is neither beside {command:?} nor where it was installed")
+        })
+}
+
+/// The directories that may hold it.
+pub(crate) fn places() -> Result<Vec<PathBuf>, String> {
+    let command = env::current_exe().map_err(|error| format!("my own file: {error}"))?;
+    Ok(directories(&command, BUILT_FOR))
+}
+
+/// Is this a file that the dynamic loader could load into programs of this machine?
+pub(crate) fn is_one(path: &Path) -> bool {
+    matches!(Image::of(path), Image::Static | Image::Dynamic)
 }
 
 fn directories(command: &Path, built_for: Option<&str>) -> Vec<PathBuf> {

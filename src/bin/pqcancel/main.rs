@@ -1,12 +1,14 @@
-//! The command `pqcancel PROGRAM ARGUMENT...`: puts the library in front of LD_PRELOAD and becomes
-//! the program. Where the dynamic loader would ignore the library without a word, it says so and
-//! runs nothing. It knows the library by name only: no code of it is in here.
+//! The command `pqcancel PROGRAM ARGUMENT...`: puts the library in front of LD_PRELOAD (and, where
+//! that is asked for, the drop-in in front of LD_LIBRARY_PATH) and becomes the program. Where the
+//! dynamic loader would ignore the library without a word, it says so and runs nothing. It knows
+//! the library by name only: no code of it is in here.
 //!
 //! The program gets everything as we got it. That is why `main` is C's: Rust's own would change
 //! the action of SIGPIPE and open what is closed of the standard descriptors.
 
 #![cfg_attr(not(test), no_main)]
 
+mod dropin;
 mod image;
 mod library;
 mod program;
@@ -27,6 +29,7 @@ use rustix::fs::{Access, access};
 use request::{Request, Run};
 
 const PRELOAD: &str = "LD_PRELOAD";
+const SEARCH_PATH: &str = "LD_LIBRARY_PATH";
 const TRACE: &str = "PQCANCEL_TRACE";
 
 /// Why no program runs: one line, and the exit status that env(1) and nohup(1) give for it.
@@ -79,6 +82,10 @@ fn become_program(run: Run) -> Result<Infallible, Refusal> {
     let path = program::find(&run.program).map_err(|e| Refusal::of_exec(&run.program, &e))?;
     program::check(&path).map_err(Refusal::refused)?;
     let mut changes = vec![(PRELOAD, preload)];
+    if let Some(choice) = &run.dlopen {
+        let path = dropin::search_path(choice, &library, env::var_os(SEARCH_PATH));
+        changes.push((SEARCH_PATH, path.map_err(Refusal::refused)?));
+    }
     if let Some(file) = &run.trace {
         changes.push((TRACE, trace_destination(file)?));
     }
