@@ -17,6 +17,7 @@ import programs
 from eavesdropper import Eavesdropper
 from monitor import Monitor
 from server import Postgres
+from website import Website
 
 # Two databases that know only one way in: a session with sslmode=allow must end up with TLS in the one, and one with
 # sslmode=prefer without it in the other.
@@ -60,6 +61,12 @@ def monitor(servers):
 def eavesdropper(servers, certs):
     with Eavesdropper(servers["15"], certs) as listening:
         yield listening
+
+
+@pytest.fixture(scope="session")
+def website(certs):
+    with Website(certs) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

@@ -122,7 +122,7 @@ class Libpq:
         cancel = pointer_from(self.canceller.PQgetCancel, self.session)
         delivered = self.canceller.PQcancel(cancel, errbuf, ERRBUF_SIZE)
         self.canceller.PQfreeCancel(cancel)
-        return "delivered" if delivered else errbuf.value.decode()
+        return "delivered" if delivered else errbuf.value.decode().rstrip("\n")
 
     def cancel_safe(self) -> str:
         cancel = pointer_from(self.canceller.PQcancelCreate, self.session)
