@@ -1,28 +1,20 @@
 /*
  * A libpq as there may be one day: libpq 18 but for its version, and for its struct pg_cancel, which is another.
  *
- * Linked with a real libpq 18, it takes the place of libpq.so.5.
+ * Linked with all of libpq 18, whose functions of these names are called libpq18_*.
  */
 #define _GNU_SOURCE
-#include <dlfcn.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include <libpq-fe.h>
 
+PGcancel   *libpq18_PQgetCancel(PGconn *conn);
+int			libpq18_PQcancel(PGcancel *cancel, char *errbuf, int errbufsize);
+
 #define VERSION 190000
 #define LENGTH 160				/* where libpq 18 has the packet, which begins with its length */
 #define MOVED 8					/* bytes that stand before it here */
-
-static void *
-next(const char *name)
-{
-	void	   *function = dlsym(RTLD_NEXT, name);
-
-	if (!function)
-		abort();
-	return function;
-}
 
 static size_t
 block_size(const char *block)
@@ -39,20 +31,10 @@ PQlibVersion(void)
 	return VERSION;
 }
 
-/* So that this object is the libpq, and not the one behind it. */
-PQconninfoOption *
-PQconninfo(PGconn *conn)
-{
-	PQconninfoOption *(*real) (PGconn *) = (PQconninfoOption * (*) (PGconn *)) next("PQconninfo");
-
-	return real(conn);
-}
-
 PGcancel *
 PQgetCancel(PGconn *conn)
 {
-	PGcancel   *(*real) (PGconn *) = (PGcancel * (*) (PGconn *)) next("PQgetCancel");
-	char	   *block = (char *) real(conn);
+	char	   *block = (char *) libpq18_PQgetCancel(conn);
 	size_t		size = block ? block_size(block) : 0;
 	char	   *moved = calloc(1, size + MOVED);
 
@@ -67,13 +49,12 @@ PQgetCancel(PGconn *conn)
 int
 PQcancel(PGcancel *cancel, char *errbuf, int errbufsize)
 {
-	int			(*real) (PGcancel *, char *, int) = (int (*) (PGcancel *, char *, int)) next("PQcancel");
 	char		block[1024] = {0};
 	const char *moved = (const char *) cancel;
 
 	memcpy(block, moved, LENGTH);
 	memcpy(block + LENGTH, moved + LENGTH + MOVED, block_size(moved + MOVED) - LENGTH);
-	return real((PGcancel *) block, errbuf, errbufsize);
+	return libpq18_PQcancel((PGcancel *) block, errbuf, errbufsize);
 }
 
 void

@@ -171,10 +171,14 @@ def _link_rhpg(lib: Path, made: Path, staging: Path) -> None:
     script = staging / "versions"
     script.write_text("".join(f"{version} {{ global: {'; '.join(names)}; local: *; }};\n"
                               for version, names in {"RHPG_9.6": first, **RHPG}.items()))
-    _run(["cc", "-shared", "-o", str(made / "libpq.so.5"), "-Wl,-soname,libpq.so.5", f"-Wl,--version-script={script}",
-          "-Wl,-z,defs", "-Wl,--whole-archive", str(lib / "libpq.a"), "-Wl,--no-whole-archive",
-          str(lib / "libpgcommon_shlib.a"), str(lib / "libpgport_shlib.a"), f"-L{lib}", f"-Wl,-rpath,{lib}",
-          "-l:libssl.so.1.1", "-l:libcrypto.so.1.1", "-lm"], staging)
+    _run(["cc", *whole_libpq(lib, lib / "libpq.a"), "-o", str(made / "libpq.so.5"), f"-Wl,--version-script={script}"], staging)
+
+
+def whole_libpq(lib: Path, archive: Path) -> list[str]:
+    """What makes the compiler link a libpq.so.5 out of an archive, with the rest of EMBEDDED in this directory."""
+    return ["-shared", "-Wl,-soname,libpq.so.5", "-Wl,-z,defs", "-Wl,--whole-archive", str(archive), "-Wl,--no-whole-archive",
+            str(lib / "libpgcommon_shlib.a"), str(lib / "libpgport_shlib.a"), f"-L{lib}", f"-Wl,-rpath,{lib}",
+            "-l:libssl.so.1.1", "-l:libcrypto.so.1.1", "-lm"]
 
 
 def _pip() -> list[str]:

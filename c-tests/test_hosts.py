@@ -51,8 +51,11 @@ def another_version(directory, version: int) -> None:
 
 
 def another_layout(directory) -> None:
-    programs.cc(directory / "libpq.so.5", SOURCES / "newer_libpq.c", "-shared", "-fPIC", "-Wl,--no-as-needed",
-                f"-L{peers.libpq18()}", "-lpq", "-Wl,--allow-shlib-undefined", "-Wl,-soname,libpq.so.5")
+    """libpq 18, with some functions of newer_libpq.c in the place of its own."""
+    lib = peers.postgres(18).absolute() / "lib"
+    renamed = [f"--redefine-sym={name}=libpq18_{name}" for name in ("PQlibVersion", "PQgetCancel", "PQcancel", "PQfreeCancel")]
+    subprocess.run(["objcopy", *renamed, lib / "libpq.a", directory / "libpq.a"], check=True)
+    programs.cc(directory / "libpq.so.5", SOURCES / "newer_libpq.c", "-fPIC", *peers.whole_libpq(lib, directory / "libpq.a"))
 
 
 def run(program, libpq, eavesdropper, home, sslmode: str, scenario: str) -> list[str]:

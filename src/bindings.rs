@@ -69,16 +69,20 @@ impl Bindings {
                 ((*next).tag != 0).then_some((*next).value)
             }
         };
-        // The loader has made addresses of what the file holds as offsets.
+        // The loader has made addresses of the offsets in there, if it could write there.
+        let address = |tag: i64| {
+            let is_offset = |value: usize| value < map.load_address;
+            value(tag).map(|value| if is_offset(value) { value + map.load_address } else { value })
+        };
         let table = |start: i64, size: i64| {
             let bytes = value(size).unwrap_or(0);
-            let start = std::ptr::with_exposed_provenance(value(start).unwrap_or(0));
+            let start = std::ptr::with_exposed_provenance(address(start).unwrap_or(0));
             (start, bytes / size_of::<Relocation>())
         };
         Some(Bindings {
             load_address: map.load_address,
-            strings: std::ptr::with_exposed_provenance(value(DT_STRTAB)?),
-            symbols: std::ptr::with_exposed_provenance(value(DT_SYMTAB)?),
+            strings: std::ptr::with_exposed_provenance(address(DT_STRTAB)?),
+            symbols: std::ptr::with_exposed_provenance(address(DT_SYMTAB)?),
             tables: [table(DT_JMPREL, DT_PLTRELSZ), table(DT_RELA, DT_RELASZ)],
         })
     }

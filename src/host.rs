@@ -8,10 +8,12 @@
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::marker::PhantomData;
+use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
+use rustix::fs::{FileType, fstat};
 use zeroize::Zeroize;
 
 use crate::error::Error;
@@ -371,9 +373,17 @@ impl Session<'_> {
         NonNull::new(unsafe { (self.host.functions.PQgetCancel)(self.conn.as_ptr()) })
     }
 
-    /// What tells this connection from the others that are open at the same time.
-    pub fn identity(&self) -> usize {
-        self.conn.addr().get()
+    /// What tells this connection from all others, now and later: not the address of its object, which
+    /// another may get, nor its key, which a server may hand out twice, but its socket's inode.
+    pub fn identity(&self) -> Option<u64> {
+        // SAFETY: the connection is live (`new`), PQsocket only reads it.
+        let socket = unsafe { (self.host.functions.PQsocket)(self.conn.as_ptr()) };
+        if socket < 0 {
+            return None;
+        }
+        // SAFETY: the socket stays open during the call, because the connection is used by nobody else.
+        let status = fstat(unsafe { BorrowedFd::borrow_raw(socket) }).ok()?;
+        FileType::from_raw_mode(status.st_mode).is_socket().then_some(status.st_ino)
     }
 
     /// Whether it runs over TLS or GSSAPI encryption right now.

@@ -79,7 +79,11 @@ impl Layout {
                 // SAFETY: the block is at least this long.
                 let fixed =
                     unsafe { std::slice::from_raw_parts(block.as_ptr(), PACKET_LENGTH_END) };
-                PACKET + packet_length(fixed)?
+                if i32_at(fixed, PACKET)? == 0 {
+                    PACKET_LENGTH_END
+                } else {
+                    PACKET + packet_length(fixed)?
+                }
             }
         };
         (length <= room).then_some(length)
@@ -108,9 +112,8 @@ pub struct CancelBlock {
 }
 
 impl CancelBlock {
-    /// Copies a block of the host's PQgetCancel for a session that has a backend PID (without one
-    /// it has no key), and wipes the original, which the host frees as it is. None, and nothing is
-    /// wiped, if the version is unknown or the block not what it should be.
+    /// Copies a block of the host's PQgetCancel, and wipes the original, which the host frees as it
+    /// is. None, and nothing is wiped, if the version is unknown or the block not what it should be.
     ///
     /// # Safety
     ///
@@ -172,6 +175,16 @@ impl CancelBlock {
     /// The bytes as the host wrote them, and zeros behind them.
     pub fn as_bytes(&self) -> &[u8; LONGEST_BLOCK] {
         &self.bytes
+    }
+
+    /// Whether the server has sent a key: without one libpq 18 makes a block of zeros, and older ones
+    /// have a PID and a key of zero.
+    pub fn has_key(&self) -> bool {
+        let is_zero = |offset: usize| i32_at(&*self.bytes, offset) == Some(0);
+        match self.layout {
+            Layout::Packet => !is_zero(PACKET),
+            Layout::Key | Layout::KeyAndOptions => !(is_zero(PID) && is_zero(KEY)),
+        }
     }
 
     /// The request that cancels the session with this backend PID, if that is what is in the block.
@@ -312,7 +325,7 @@ mod tests {
             let block = take(&mut original, version).unwrap();
             assert!(block.request(7).is_none());
         }
-        for length in [0, 1, 15, 269, -1] {
+        for length in [1, 15, 269, -1] {
             let mut original = host_block(180_006);
             put(&mut original, PACKET, i32::to_be(length));
             assert!(take(&mut original, 180_006).is_none(), "{length}");
@@ -322,6 +335,19 @@ mod tests {
         put(&mut original, SOCKADDR_LENGTH, 129);
         assert!(take(&mut original, 150_018).unwrap().sockaddr().is_none());
         assert!(take(&mut host_block(150_018), 90_624).is_none());
+    }
+
+    #[test]
+    fn a_server_that_sends_no_key_is_told_from_one_whose_pid_is_zero() {
+        for (version, first, second) in [(150_018, PID, KEY), (180_006, PACKET, PACKET + 12)] {
+            let mut original = host_block(version);
+            put(&mut original, first, 0);
+            assert_eq!(take(&mut original, version).unwrap().has_key(), version < 180_000);
+            let mut original = host_block(version);
+            put(&mut original, first, 0);
+            put(&mut original, second, 0);
+            assert!(!take(&mut original, version).unwrap().has_key());
+        }
     }
 
     /// A block of malloc's own, as long as a libpq of this version makes it.

@@ -12,7 +12,7 @@ use crate::reserve;
 use crate::target::Target;
 
 struct Known {
-    session: usize,
+    session: u64,
     target: Arc<Target>,
 }
 
@@ -27,12 +27,12 @@ pub(crate) fn prepared_target_of(session: &Session<'_>) -> Result<Arc<Target>, E
     Ok(target)
 }
 
-/// The session's target. The same connection with the same backend PID and key is the same session,
-/// and what a target holds does not change while it lasts.
+/// The session's target. What it holds does not change while the session lasts: on the same socket,
+/// with the same backend PID and key.
 pub(crate) fn target_of(session: &Session<'_>, block: &CancelBlock) -> Result<Arc<Target>, Error> {
     let request = block.request(session.backend_pid()).ok_or_else(|| session.unreadable())?;
     let identity = session.identity();
-    if let Ok(known) = KNOWN.try_lock() {
+    if let (Some(identity), Ok(known)) = (identity, KNOWN.try_lock()) {
         let is_meant = |known: &Known| {
             known.session == identity && known.target.request.as_bytes() == request.as_bytes()
         };
@@ -45,8 +45,7 @@ pub(crate) fn target_of(session: &Session<'_>, block: &CancelBlock) -> Result<Ar
     if reserve::shortages() != shortages {
         return Err(Error::OutOfMemory); // the reserve is nothing to keep for long
     }
-    if let Ok(mut known) = KNOWN.try_lock() {
-        // An address belongs to one open connection at a time.
+    if let (Some(identity), Ok(mut known)) = (identity, KNOWN.try_lock()) {
         known.take(|known| known.session == identity);
         known.remember(Known { session: identity, target: Arc::clone(&target) });
     }

@@ -51,11 +51,13 @@ impl Target {
         if !session.is_open() {
             return Err(Error::NotOpen);
         }
-        // Not yet, or no longer, an established session; or a server that sent no key.
-        if session.backend_pid() == 0 {
+        let block = session.cancel_block()?;
+        // Not yet, or no longer, an established session; or a server that sent no key. (If there is a
+        // PID, it did, and the key is not where it is looked for.)
+        if !block.has_key() && session.backend_pid() == 0 {
             return Err(Error::NoCancelKey);
         }
-        session.cancel_block()
+        Ok(block)
     }
 
     /// Takes the snapshot.
