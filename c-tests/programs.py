@@ -58,6 +58,21 @@ def build(directory: Path, sources: tuple[str, ...], *libraries: str, oracle: bo
     return directory
 
 
+def link_with_libpq_only(directory: Path, sources: tuple[str, ...], *libraries: str) -> Path:
+    """Makes a program that knows nothing of pqcancel, from the object files of build(). It is linked with a libpq 18, to have
+    all the functions, and may run over an older one if something stands in front of that."""
+    objects = [directory / Path(source).with_suffix(".o") for source in sources]
+    return cc(directory / "driver-libpq", *objects, f"-L{peers.postgres(18) / 'lib'}", "-lpq", *libraries,
+              "-Wl,--allow-shlib-undefined")
+
+
+FUNCTIONS = ("driver.c", "functions.c", "query.c", "session.c", "transcript.c")
+
+
+def build_functions() -> Path:
+    return build(BUILD / "functions", FUNCTIONS, oracle=False)
+
+
 def build_driver() -> Path:
     return build(BUILD / "driver", ("driver.c", "scenarios.c", "session.c", "transcript.c"))
 

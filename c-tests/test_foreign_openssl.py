@@ -16,7 +16,7 @@ import peers
 import programs
 from eavesdropper import Cancels
 from library import LIBRARY, has_private_openssl
-from programs import BUILD, SOURCES
+from programs import BUILD
 
 pytestmark = pytest.mark.skipif(not has_private_openssl(), reason="built on the system's OpenSSL, which is then shared")
 
@@ -63,16 +63,13 @@ KINDS = {
 
 
 def build(name: str) -> Path:
-    """A directory with two programs: `linked` with pqcancel, and `preloaded`, which knows nothing of it (it is linked with a
-    newer libpq, and may run over an older one)."""
+    """A directory with two programs: `linked` with pqcancel, and `preloaded`, which knows nothing of it."""
     directory = BUILD / "foreign_openssl" / name
-    directory.mkdir(parents=True, exist_ok=True)
-    objects = [programs.cc(directory / f"{source}.o", "-c", SOURCES / f"{source}.c")
-               for source in ("foreign_openssl", "query", "session", "transcript")]
-    libraries = [*KINDS[name].libraries(), "-Wl,--allow-shlib-undefined"]
-    programs.cc(directory / "linked", *objects, f"-L{programs.library_directory()}", "-lpqcancel",
-                *programs.pkg_config("--libs", "libpq"), *libraries)
-    programs.cc(directory / "preloaded", *objects, f"-L{peers.postgres(18) / 'lib'}", "-lpq", *libraries)
+    sources = ("foreign_openssl.c", "query.c", "session.c", "transcript.c")
+    libraries = KINDS[name].libraries()
+    programs.build(directory, sources, *libraries, oracle=False)
+    (directory / "driver-pqcancel").replace(directory / "linked")
+    programs.link_with_libpq_only(directory, sources, *libraries).replace(directory / "preloaded")
     return directory
 
 

@@ -26,9 +26,7 @@ UNKNOWN = f"pqcancel does not know the libpq in use (version {OLDEST}); it knows
 
 @pytest.fixture(scope="module")
 def program():
-    made = programs.build(programs.BUILD / "functions", ("driver.c", "functions.c", "query.c", "session.c", "transcript.c"),
-                          oracle=False)
-    return made / "driver-pqcancel"
+    return programs.build_functions() / "driver-pqcancel"
 
 
 @pytest.fixture

@@ -29,8 +29,7 @@ each_sslmode = pytest.mark.parametrize("sslmode", ["verify-full", "disable"], id
 
 @pytest.fixture(scope="module")
 def functions():
-    sources = ("driver.c", "functions.c", "query.c", "session.c", "transcript.c")
-    return programs.build(programs.BUILD / "functions", sources, oracle=False) / "driver-pqcancel"
+    return programs.build_functions() / "driver-pqcancel"
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import subprocess
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 
@@ -30,11 +29,9 @@ FULL = len(FUNCTIONS) * 4
 
 @pytest.fixture(scope="module")
 def program():
-    """Directory with a program linked with the library, and one that knows of libpq only: 18's, to have all the functions."""
-    sources = ("driver.c", "functions.c", "query.c", "session.c", "transcript.c")
-    made = programs.build(programs.BUILD / "functions", sources, oracle=False)
-    objects = [made / Path(source).with_suffix(".o") for source in sources]
-    programs.cc(made / "driver-libpq", *objects, f"-L{peers.postgres(18) / 'lib'}", "-lpq", "-Wl,--allow-shlib-undefined")
+    """Directory with a program linked with the library, and one that knows of libpq only."""
+    made = programs.build_functions()
+    programs.link_with_libpq_only(made, programs.FUNCTIONS)
     return made
 
 

@@ -29,13 +29,10 @@ each_sslmode = pytest.mark.parametrize("sslmode", ["verify-full", "disable"], id
 
 @pytest.fixture(scope="module")
 def commands():
-    """What runs the program: linked with the library, and linked with libpq only (18's, to have all the functions)."""
+    """What runs the program: linked with the library, and linked with libpq only."""
     sources = ("driver.c", "pg_cancel_struct.c", "query.c", "session.c", "transcript.c")
     made = programs.build(BUILD / "pg_cancel_struct", sources, oracle=False)
-    objects = [made / Path(source).with_suffix(".o") for source in sources]
-    alone = programs.cc(made / "driver-libpq", *objects, f"-L{peers.postgres(18) / 'lib'}", "-lpq",
-                        "-Wl,--allow-shlib-undefined")
-    return {"linked": [made / "driver-pqcancel"], "preloaded": [WRAPPER, alone]}
+    return {"linked": [made / "driver-pqcancel"], "preloaded": [WRAPPER, programs.link_with_libpq_only(made, sources)]}
 
 
 def run(command: list, libpq: Path | None, eavesdropper: Eavesdropper, scenario: str, **options: str) -> list[str]:
