@@ -6,11 +6,13 @@
 
 use std::env;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 fn main() {
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     declare_libpq(&out.join("libpq_fe.rs"));
     write_header(&out.join("pqcancel.h"));
+    link_unwinder();
     link_shared_library();
 }
 
@@ -49,6 +51,19 @@ fn write_header(output: &Path) {
     println!("cargo:rerun-if-changed=src/ffi.rs");
     println!("cargo:rerun-if-changed=cbindgen.toml");
     println!("cargo:rerun-if-changed=build.rs");
+}
+
+/// The guard's unwinder out of the compiler's archive, where it has one. Otherwise every program that
+/// we are preloaded into would load libgcc_s for us, a fifth of what loading us takes.
+fn link_unwinder() {
+    let compiler = env::var_os("CC").unwrap_or_else(|| "cc".into());
+    let found = Command::new(compiler).arg("-print-file-name=libgcc_eh.a").output();
+    let path = found.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
+    let archive = path.map(PathBuf::from).unwrap_or_default();
+    if let (true, Some(directory)) = (archive.is_absolute(), archive.parent()) {
+        println!("cargo:rustc-link-search=native={}", directory.display());
+        println!("cargo:rustc-link-lib=static:-bundle=gcc_eh");
+    }
 }
 
 /// rustc exports the functions marked no_mangle and hides everything else, OpenSSL included.

@@ -184,7 +184,12 @@ impl CancelConn {
                 self.fail(&error);
                 return false;
             }
+            let before = self.status();
             polling = self.poll();
+            // Where it has only stopped to let its status be seen, nothing has to be waited for.
+            if polling == Polling::Writing && self.status() != before {
+                polling = self.poll();
+            }
         }
     }
 
@@ -241,10 +246,11 @@ impl CancelConn {
         let Some(delivery) = &self.delivery else {
             return;
         };
-        let target = &delivery.target;
-        let server = target.failure_prefix.trim_end_matches(" failed: ");
-        let pid = target.request.backend_pid();
-        trace::step(|| format!("{server}, backend {pid}: {}", text()));
+        trace::step(|| {
+            let target = &delivery.target;
+            let server = target.failure_prefix.trim_end_matches(" failed: ");
+            format!("{server}, backend {}: {}", target.request.backend_pid(), text())
+        });
     }
 
     fn close(&mut self) {
@@ -306,7 +312,6 @@ impl Delivery {
         let Some(link) = &mut self.link else {
             return Err(Error::InvalidState);
         };
-        let mut buffer = [0; READ_SIZE];
         let event = match self.machine.want() {
             Want::Nothing => return Err(Error::InvalidState),
             Want::Connect => {
@@ -328,13 +333,7 @@ impl Delivery {
                 Step::Done(()) => Event::Sent,
                 Step::Blocked(direction) => return Ok(Step::Blocked(direction)),
             },
-            Want::Receive => match link.receive(&mut buffer)? {
-                Step::Done(Receipt::Bytes(length)) => {
-                    Event::Received(buffer.get(..length).unwrap_or_default())
-                }
-                Step::Done(Receipt::Closed) => Event::Closed,
-                Step::Blocked(direction) => return Ok(Step::Blocked(direction)),
-            },
+            Want::Receive => return receive(link, &mut self.machine),
             Want::Handshake => match link.handshake(|| prepare_tls(target))? {
                 Step::Done(()) => Event::HandshakeFinished,
                 Step::Blocked(direction) => return Ok(Step::Blocked(direction)),
@@ -342,6 +341,18 @@ impl Delivery {
         };
         self.machine.handle(event).map(Step::Done)
     }
+}
+
+fn receive(link: &mut Link, machine: &mut Machine) -> Result<Step<Turn>, Error> {
+    let mut buffer = [0; READ_SIZE];
+    let event = match link.receive(&mut buffer)? {
+        Step::Done(Receipt::Bytes(length)) => {
+            Event::Received(buffer.get(..length).unwrap_or_default())
+        }
+        Step::Done(Receipt::Closed) => Event::Closed,
+        Step::Blocked(direction) => return Ok(Step::Blocked(direction)),
+    };
+    machine.handle(event).map(Step::Done)
 }
 
 fn prepare_tls(target: &Target) -> Result<Tls, Error> {

@@ -192,6 +192,7 @@ impl Link {
                 break;
             };
             let finished = tls.handshake();
+            let has_spoken = !tls.unsent().is_empty();
             // Also on failure: an alert tells the server why.
             let flushed = self.flush();
             if finished? {
@@ -204,7 +205,8 @@ impl Link {
             if !flushed {
                 return Ok(Step::Blocked(Direction::Writing));
             }
-            if read == MOST_READS {
+            // What it has just said, nobody can have answered yet.
+            if has_spoken || read == MOST_READS {
                 return Ok(Step::Blocked(Direction::Reading));
             }
             match self.socket.receive(&mut ciphertext) {
