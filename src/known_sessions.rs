@@ -1,6 +1,6 @@
 //! The sessions that PQgetCancel and PQcancelCreate were called for lately: a client that does so
-//! around every query, as psql does, has the snapshot taken once. A session that was closed is forgotten, and its key
-//! wiped, when its place is needed.
+//! around every query, as psql does, has the snapshot taken once. A session that was closed is
+//! forgotten, and its key wiped, when its place is needed.
 
 use std::sync::{Arc, Mutex};
 
