@@ -1,6 +1,7 @@
 /*
  * An allocator of the program's own, for LD_PRELOAD: one lock for all threads, as simple ones have. It aborts the process
  * where PQcancel enters it in the thread that has called PQcancel, and raises a signal on order while it holds the lock.
+ * -DSPINS makes it a lock that nobody sleeps on.
  */
 #define _GNU_SOURCE
 #include "handler_allocator.h"
@@ -8,6 +9,7 @@
 #include <errno.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -22,7 +24,37 @@ extern void __libc_free(void *block);
 /* The allocator cannot wait for the loader to allocate a thread's variables. */
 #define PER_THREAD _Thread_local __attribute__((tls_model("initial-exec")))
 
+#ifdef SPINS
+static atomic_flag one_lock = ATOMIC_FLAG_INIT;
+
+static void
+take_lock(void)
+{
+	while (atomic_flag_test_and_set(&one_lock))
+		;
+}
+
+static void
+release_lock(void)
+{
+	atomic_flag_clear(&one_lock);
+}
+#else
 static pthread_mutex_t one_lock = PTHREAD_MUTEX_INITIALIZER;
+
+static void
+take_lock(void)
+{
+	pthread_mutex_lock(&one_lock);
+}
+
+static void
+release_lock(void)
+{
+	pthread_mutex_unlock(&one_lock);
+}
+#endif
+
 static PER_THREAD volatile bool is_forbidden;
 static PER_THREAD volatile long calls_to_go;
 static PER_THREAD enum allocator_lock raised_with;
@@ -66,7 +98,7 @@ enter(const char *function)
 	raises = calls_to_go > 0 && --calls_to_go == 0;
 	if (raises && raised_with == NOT_HELD)
 		raise(SIGUSR1);
-	pthread_mutex_lock(&one_lock);
+	take_lock();
 	if (raises && raised_with == HELD)
 		raise(SIGUSR1);
 }
@@ -74,7 +106,7 @@ enter(const char *function)
 static void *
 leave(void *block)
 {
-	pthread_mutex_unlock(&one_lock);
+	release_lock();
 	return block;
 }
 

@@ -37,9 +37,10 @@ def build_loaded(directory: Path) -> str:
     return str(programs.cc(directory / "loaded.so", SOURCES / "loaded.c", "-shared", "-fPIC"))
 
 
-def build_allocator(directory: Path) -> str:
-    return str(programs.cc(directory / "handler_allocator.so", SOURCES / "handler_allocator.c", "-shared", "-fPIC",
-                           "-fno-builtin", "-pthread"))
+def build_allocator(directory: Path, *, spins: bool = False) -> str:
+    flags = ["-shared", "-fPIC", "-fno-builtin", "-pthread", *(["-DSPINS"] if spins else [])]
+    library = directory / ("spinning_allocator.so" if spins else "handler_allocator.so")
+    return str(programs.cc(library, SOURCES / "handler_allocator.c", *flags))
 
 
 @dataclass

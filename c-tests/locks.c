@@ -329,6 +329,7 @@ before_session(const char *scenario)
 const struct scenario scenarios[] = {
 	{"no-lock", run_no_lock},
 	{"allocator", run_allocator},
+	{"spinning-allocator", run_allocator},
 	{"constructor", run_constructor},
 	{"iteration", run_iteration},
 	{"openssl-memory", run_openssl_memory},

@@ -78,7 +78,7 @@ def in_lock(run: str, transport: str, number: int = 0, **rest) -> Scenario:
     return Scenario("in-lock", transport, run, number, script=legacy.real_server, **rest)
 
 
-LOCKS = ["no-lock", "allocator", "constructor", "iteration", "openssl-memory", "openssl-store"]
+LOCKS = ["no-lock", "allocator", "spinning-allocator", "constructor", "iteration", "openssl-memory", "openssl-store"]
 DELIVERED = "in the lock: PQcancel -> 1\nafterwards: PQcancel -> 1\nquery: 57014\n"
 REFUSED = "in the lock: PQcancel -> 0\nafterwards: PQcancel -> 1\nquery: runs on\nagain: PQcancel -> 1\nquery: 57014\n"
 
@@ -87,12 +87,12 @@ REFUSED = "in the lock: PQcancel -> 0\nafterwards: PQcancel -> 1\nquery: runs on
 @pytest.mark.parametrize("lock", LOCKS)
 def test_signal_in_a_lock(locks, tmp_path, lock, transport):
     """PQcancel returns in time, and it tells the truth: the query has been cancelled, or is not, not later either."""
-    environment = {"LD_PRELOAD": legacy.build_allocator(locks.build) if lock == "allocator" else "",
-                   "DRIVER_LOADED": legacy.build_loaded(locks.build)}
+    allocator = lock.endswith("allocator") and legacy.build_allocator(locks.build, spins=lock.startswith("spinning"))
+    environment = {"LD_PRELOAD": allocator or "", "DRIVER_LOADED": legacy.build_loaded(locks.build)}
     scenario = in_lock(lock, transport, sessions=2, environment=environment)
     outcome, attempts = legacy.run(locks, scenario, tmp_path / "home")
     assert set(attempts.refused) <= {legacy.STUCK}, attempts
-    is_needed = transport == "tls15" and (lock == "allocator" or lock.startswith("openssl-") and not has_private_openssl())
+    is_needed = transport == "tls15" and (allocator or lock.startswith("openssl-") and not has_private_openssl())
     assert DELIVERED in outcome.transcript or is_needed and REFUSED in outcome.transcript, outcome.transcript
 
 

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU8, AtomicU32};
 
-use super::now;
+use super::{clock, now};
 use super::words::{Failure, Line, MESSAGE_SIZE, Message};
 use crate::target::Target;
 
@@ -65,6 +65,10 @@ pub(crate) static PRESENCE: AtomicU32 = AtomicU32::new(0);
 /// A courier that sleeps for so long in the middle of its work waits for a lock that the program
 /// we interrupted may hold: malloc's, or the loader's.
 const STUCK_AFTER: u64 = 500 * MILLISECOND;
+
+/// So does one that takes so much processor time for a single step: the lock is one that spins. (The
+/// C library's rwlock does for a moment, which a signal may stretch; OpenSSL 3.0 is full of them.)
+const SPINS_AFTER: u64 = 2000 * MILLISECOND;
 
 /// How often a waiting PQcancel looks whether that is so.
 const LOOK_EVERY: u64 = 100 * MILLISECOND;
@@ -253,14 +257,21 @@ impl Slot {
 /// Looks out for a courier that cannot go on.
 struct Watch {
     heartbeat: u32,
-    /// Since when it has not done anything, as far as was seen.
-    since: u64,
+    /// Since when it has slept, as far as was seen.
+    asleep_since: u64,
+    /// The processor time that it had taken when it last did anything.
+    spent: u64,
     looked: u64,
 }
 
 impl Watch {
     fn begin(time: u64) -> Watch {
-        Watch { heartbeat: HEARTBEAT.load(Relaxed), since: time, looked: time }
+        Watch {
+            heartbeat: HEARTBEAT.load(Relaxed),
+            asleep_since: time,
+            spent: courier_time(),
+            looked: time,
+        }
     }
 
     fn is_stuck(&mut self, time: u64, state: u32) -> bool {
@@ -269,10 +280,24 @@ impl Watch {
         }
         self.looked = time;
         let busy = state == POSTED || PRESENCE.load(Relaxed) != 0;
-        if HEARTBEAT.load(Relaxed) != self.heartbeat || !busy || !courier_sleeps() {
+        if HEARTBEAT.load(Relaxed) != self.heartbeat || !busy {
             *self = Watch::begin(time);
         }
-        time.saturating_sub(self.since) >= STUCK_AFTER
+        if !courier_sleeps() {
+            self.asleep_since = time;
+        }
+        time.saturating_sub(self.asleep_since) >= STUCK_AFTER
+            || courier_time().saturating_sub(self.spent) >= SPINS_AFTER
+    }
+}
+
+/// The processor time that the courier's thread has taken, in nanoseconds; 0 if there is no telling.
+fn courier_time() -> u64 {
+    // As pthread_getcpuclockid makes it, which needs more than the thread's number.
+    const OF_A_THREAD: libc::clockid_t = 0b110;
+    match COURIER_THREAD.load(Relaxed) {
+        0 => 0,
+        thread => clock(!thread << 3 | OF_A_THREAD),
     }
 }
 
