@@ -21,8 +21,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU8, AtomicU32};
 
-use super::{clock, now};
 use super::words::{Failure, Line, MESSAGE_SIZE, Message};
+use super::{clock, now};
 use crate::target::Target;
 
 const FREE: u32 = 0;
