@@ -26,6 +26,7 @@ impl From<Status> for ConnStatusType {
             Status::Made => 3,
             Status::AwaitingResponse => 4,
             Status::SslStartup => 7,
+            Status::GssStartup => 11,
             Status::Allocated => 14,
         }
     }

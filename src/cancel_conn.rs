@@ -6,7 +6,9 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::cipher::Cipher;
 use crate::error::{Error, ErrorMessage};
+use crate::gss::Gss;
 use crate::link::{Link, READ_SIZE, Receipt, Step};
 use crate::machine::{Event, Machine, Status, Turn, Want};
 use crate::reserve;
@@ -55,6 +57,8 @@ struct Delivery {
     target: Arc<Target>,
     machine: Machine,
     link: Option<Link>,
+    /// What will encrypt, where that is made before the connection.
+    cipher: Option<Box<dyn Cipher>>,
     /// How often memory had run short when the delivery began.
     shortages: usize,
 }
@@ -68,6 +72,7 @@ impl CancelConn {
                 machine: Machine::new(target.request.clone(), target.negotiation()),
                 target,
                 link: None,
+                cipher: None,
                 shortages: 0,
             }),
             Err(error) => {
@@ -230,7 +235,7 @@ impl CancelConn {
             if error.closes_socket() {
                 delivery.link = None;
             } else if let Some(link) = &mut delivery.link {
-                link.close_tls();
+                link.close_cipher();
             }
         }
     }
@@ -256,6 +261,7 @@ impl CancelConn {
     fn close(&mut self) {
         if let Some(delivery) = &mut self.delivery {
             delivery.link = None;
+            delivery.cipher = None;
         }
     }
 }
@@ -268,6 +274,10 @@ impl Delivery {
     ) -> Result<(), Error> {
         self.shortages = reserve::shortages();
         let target = &self.target;
+        self.cipher = match &target.protection {
+            Protection::Gss(options) => Some(Box::new(Gss::new(options)?)),
+            Protection::Tls(_) | Protection::Plaintext => None,
+        };
         let opened = Socket::open(&target.address);
         message.append(&target.failure_prefix);
         let socket = opened?;
@@ -334,7 +344,7 @@ impl Delivery {
                 Step::Blocked(direction) => return Ok(Step::Blocked(direction)),
             },
             Want::Receive => return receive(link, &mut self.machine),
-            Want::Handshake => match link.handshake(|| prepare_tls(target))? {
+            Want::Handshake => match link.handshake(|| prepare(target, self.cipher.take()))? {
                 Step::Done(()) => Event::HandshakeFinished,
                 Step::Blocked(direction) => return Ok(Step::Blocked(direction)),
             },
@@ -355,9 +365,13 @@ fn receive(link: &mut Link, machine: &mut Machine) -> Result<Step<Turn>, Error> 
     machine.handle(event).map(Step::Done)
 }
 
-fn prepare_tls(target: &Target) -> Result<Tls, Error> {
-    match &target.protection {
-        Protection::Tls(options) => Tls::new(options, target.host_name.as_deref()),
-        Protection::Plaintext => Err(Error::InvalidState),
+/// What encrypts: made before the connection, or now, when libpq makes it.
+fn prepare(target: &Target, made: Option<Box<dyn Cipher>>) -> Result<Box<dyn Cipher>, Error> {
+    match (&target.protection, made) {
+        (Protection::Tls(options), None) => {
+            Ok(Box::new(Tls::new(options, target.host_name.as_deref())?))
+        }
+        (Protection::Gss(_), Some(gss)) => Ok(gss),
+        _ => Err(Error::InvalidState),
     }
 }

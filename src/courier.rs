@@ -186,7 +186,7 @@ impl Job {
             Ok(Polling::Writing) => self.wants = PollFlags::POLLOUT,
             Ok(Polling::Ok) => self.end(Ok(())),
             // As in libpq's PQcancel: a server that has the request may well reset.
-            Err(Error::SslReceive(_)) if had_sent => self.end(Ok(())),
+            Err(Error::SslReceive(_) | Error::Receive(_)) if had_sent => self.end(Ok(())),
             Err(error) => self.end(Err(error)),
             Ok(Polling::Failed) => self.end(Err(Error::InvalidState)),
         }

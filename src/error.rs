@@ -9,6 +9,8 @@ use std::fmt::{self, Display, Write};
 
 use nix::errno::Errno;
 
+use crate::message::Encryption;
+
 /// A reason why a cancel request could not be delivered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(missing_docs)] // the texts below say what each one is
@@ -17,7 +19,6 @@ pub enum Error {
     NullConnection,
     NotOpen,
     NoCancelKey,
-    GssSession,
     InvalidOption { option: &'static str, value: String },
     InvalidInteger { option: &'static str, value: String },
     // of the libpq it belongs to
@@ -48,10 +49,10 @@ pub enum Error {
     Wait(Errno),
     TimeoutExpired,
     // of the protocol
-    SslRefused,
-    SslServerError,
-    SslInvalidReply(u8),
-    UnencryptedData,
+    Refused(Encryption),
+    ServerError(Encryption),
+    InvalidReply(Encryption, u8),
+    UnencryptedData(Encryption),
     UnexpectedResponse,
     // of TLS, before it is established; the text is complete
     Tls(String),
@@ -60,9 +61,24 @@ pub enum Error {
     // of the socket under TLS, before it is established and afterwards
     SslHandshakeReceive(Errno),
     SslReceive(Errno),
+    // of GSSAPI; the text is complete
+    NoCredentialCache,
+    Gss(String),
+    // of the socket under GSSAPI, before it is established
+    GssClosed,
+    GssReceive(Errno),
 }
 
 impl Error {
+    /// Whether the server has cut the connection.
+    pub fn is_reset(&self) -> bool {
+        let errno = match self {
+            Error::Receive(errno) | Error::SslReceive(errno) => errno,
+            _ => return false,
+        };
+        matches!(errno, Errno::EPIPE | Errno::ECONNRESET)
+    }
+
     /// Whether libpq closes the socket at once on this error, rather than leaving that to
     /// PQcancelReset or PQcancelFinish: `pqReadData`'s "definitelyFailed", and every failure to
     /// reach an address at all.
@@ -136,7 +152,6 @@ impl Display for Error {
             Error::NullConnection
             | Error::NotOpen
             | Error::NoCancelKey
-            | Error::GssSession
             | Error::InvalidOption { .. }
             | Error::InvalidInteger { .. } => self.fmt_session(f),
             Error::HostNotFound
@@ -154,15 +169,19 @@ impl Display for Error {
             Error::Withdrawn => f.write_str("the request was given up"),
             Error::Panicked => f.write_str("pqcancel: internal error"),
             Error::OutOfMemory => f.write_str("out of memory"),
-            Error::SslRefused
-            | Error::SslServerError
-            | Error::SslInvalidReply(_)
-            | Error::UnencryptedData
-            | Error::UnexpectedResponse
-            | Error::Tls(_)
+            Error::Refused(_)
+            | Error::ServerError(_)
+            | Error::InvalidReply(..)
+            | Error::UnencryptedData(_)
+            | Error::UnexpectedResponse => self.fmt_protocol(f),
+            Error::Tls(_)
             | Error::TlsBroken(_)
             | Error::SslHandshakeReceive(_)
-            | Error::SslReceive(_) => self.fmt_protocol(f),
+            | Error::SslReceive(_)
+            | Error::NoCredentialCache
+            | Error::Gss(_)
+            | Error::GssClosed
+            | Error::GssReceive(_) => self.fmt_encryption(f),
             _ => self.fmt_socket(f),
         }
     }
@@ -174,10 +193,6 @@ impl Error {
             Error::NullConnection => f.write_str("connection pointer is NULL"),
             Error::NotOpen => f.write_str("connection not open"),
             Error::NoCancelKey => f.write_str("no cancellation key received"),
-            Error::GssSession => f.write_str(
-                "pqcancel cannot cancel a session that is encrypted with GSSAPI, \
-                 and will not do so in plaintext",
-            ),
             Error::InvalidOption { option, value } => {
                 write!(f, "invalid {option} value: \"{value}\"")
             }
@@ -261,16 +276,40 @@ impl Error {
 
     fn fmt_protocol(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Error::SslRefused => f.write_str("server does not support SSL, but SSL was required"),
-            Error::SslServerError => {
+            Error::Refused(Encryption::Ssl) => {
+                f.write_str("server does not support SSL, but SSL was required")
+            }
+            Error::Refused(Encryption::Gss) => {
+                f.write_str("server doesn't support GSSAPI encryption, but it was required")
+            }
+            Error::ServerError(Encryption::Ssl) => {
                 f.write_str("server sent an error response during SSL exchange")
             }
-            Error::SslInvalidReply(byte) => {
-                write!(f, "received invalid response to SSL negotiation: {}", char::from(*byte))
+            Error::ServerError(Encryption::Gss) => {
+                f.write_str("server sent an error response during GSS encryption exchange")
             }
-            Error::UnencryptedData => f.write_str("received unencrypted data after SSL response"),
+            Error::InvalidReply(encryption, byte) => {
+                let name = match encryption {
+                    Encryption::Ssl => "SSL",
+                    Encryption::Gss => "GSSAPI",
+                };
+                let byte = char::from(*byte);
+                write!(f, "received invalid response to {name} negotiation: {byte}")
+            }
+            Error::UnencryptedData(Encryption::Ssl) => {
+                f.write_str("received unencrypted data after SSL response")
+            }
+            Error::UnencryptedData(Encryption::Gss) => {
+                f.write_str("received unencrypted data after GSSAPI encryption response")
+            }
             Error::UnexpectedResponse => f.write_str("unexpected response from server"),
-            Error::Tls(text) | Error::TlsBroken(text) => f.write_str(text),
+            _ => Ok(()),
+        }
+    }
+
+    fn fmt_encryption(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::Tls(text) | Error::TlsBroken(text) | Error::Gss(text) => f.write_str(text),
             // libpq reports such an error twice: where it reads the socket, and where OpenSSL
             // tells it that reading failed.
             Error::SslReceive(e @ (Errno::EPIPE | Errno::ECONNRESET)) => {
@@ -279,6 +318,11 @@ impl Error {
             Error::SslReceive(e) | Error::SslHandshakeReceive(e) => {
                 write!(f, "{}\nSSL SYSCALL error: {}", Error::Receive(*e), strerror(*e))
             }
+            Error::NoCredentialCache => {
+                f.write_str("GSSAPI encryption required but no credential cache")
+            }
+            Error::GssClosed => f.write_str(SERVER_CLOSED),
+            Error::GssReceive(e) => Error::Receive(*e).fmt(f),
             _ => Ok(()),
         }
     }
@@ -351,7 +395,7 @@ mod tests {
     #[test]
     fn a_nul_from_outside_does_not_cut_the_message() {
         let mut message = ErrorMessage::default();
-        message.append_error(&Error::SslInvalidReply(0));
+        message.append_error(&Error::InvalidReply(Encryption::Ssl, 0));
         message.append("rest");
         assert_eq!(message.as_c_str(), c"received invalid response to SSL negotiation: \nrest");
     }

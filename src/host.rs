@@ -194,6 +194,11 @@ impl Host {
         Ok(Host { identity, version, functions, previous: None })
     }
 
+    /// It, and behind it what it depends on.
+    pub(crate) fn library(&self) -> Option<Library> {
+        Library::open(&Object::containing(self.identity.as_ptr())?)
+    }
+
     /// Its major version, from 10 on.
     pub fn major(&self) -> i32 {
         self.version / 10_000

@@ -3,7 +3,7 @@
 //!
 //! The way of a cancel request, top down: [`ffi`] takes the C call; [`host`] finds the libpq that
 //! made the session and [`target`] takes a snapshot of it; [`cancel_conn`] drives the protocol
-//! ([`machine`]) over a [`link`], which is a [`socket`] and [`tls`] over it.
+//! ([`machine`]) over a [`link`], which is a [`socket`] and over it [`tls`] or [`gss`].
 //!
 //! Of the old functions, `legacy` makes and frees what PQcancel needs; `signal_safe` is PQcancel,
 //! and hands the request of an encrypted session over to the `courier`, a thread that drives a
@@ -18,10 +18,13 @@ pub mod abi;
 pub mod address;
 mod bindings;
 pub mod cancel_conn;
+pub mod cipher;
 mod courier;
 pub mod error;
 #[allow(non_snake_case, clippy::missing_safety_doc)]
 pub mod ffi;
+pub mod gss;
+pub mod gssapi;
 mod guard;
 pub mod host;
 pub mod host_layout;

@@ -1,11 +1,11 @@
-//! The connection to the server: a socket, and TLS over it once that is asked for. It moves bytes
-//! and knows nothing of the protocol; it never waits, but says what to wait for.
+//! The connection to the server: a socket, and what encrypts over it once that is asked for. It
+//! moves bytes and knows nothing of the protocol; it never waits, but says what to wait for.
 
 use nix::errno::Errno;
 
+use crate::cipher::{Cipher, Decrypted, Handshake, Trouble};
 use crate::error::Error;
 use crate::socket::{Direction, Socket};
-use crate::tls::{Decrypted, Tls};
 
 /// As much as one read takes. It lies on the caller's stack, which may be small.
 pub const READ_SIZE: usize = 4096;
@@ -31,12 +31,12 @@ pub enum Receipt {
     Closed,
 }
 
-/// One connection; closed, TLS first, when dropped.
+/// One connection; closed, its encryption first, when dropped.
 #[derive(Debug)]
 pub struct Link {
     socket: Socket,
-    tls: Option<Tls>,
-    /// How much of the message being sent is sent (plaintext) or whether it is encrypted (TLS).
+    cipher: Option<Box<dyn Cipher>>,
+    /// How much of the message being sent is sent (plaintext) or whether it is encrypted.
     sent: usize,
     /// A failed write is held back, as in libpq, because the server may have said why.
     write_error: Option<Errno>,
@@ -48,7 +48,14 @@ pub struct Link {
 impl Link {
     /// A connection over this socket, in plaintext so far.
     pub fn new(socket: Socket) -> Link {
-        Link { socket, tls: None, sent: 0, write_error: None, premature: None, peer_closed: false }
+        Link {
+            socket,
+            cipher: None,
+            sent: 0,
+            write_error: None,
+            premature: None,
+            peer_closed: false,
+        }
     }
 
     /// The socket, to be waited for.
@@ -59,13 +66,13 @@ impl Link {
     /// Whether something is left to read that waiting for the socket would not show.
     pub fn has_unread(&self) -> bool {
         let premature = self.premature.is_some() && !self.peer_closed; // a close stays readable
-        premature || self.tls.as_ref().is_some_and(Tls::has_unread)
+        premature || self.cipher.as_ref().is_some_and(|cipher| cipher.has_unread())
     }
 
-    /// Sends a message whole, through TLS where that is established. `permit` is asked right
+    /// Sends a message whole, encrypted where that is established. `permit` is asked right
     /// before each write, when all else is done: without it nothing more of the message leaves.
     pub fn send(&mut self, message: &[u8], permit: &dyn Fn() -> bool) -> Result<Step<()>, Error> {
-        if self.tls.is_some() {
+        if self.cipher.is_some() {
             return self.send_encrypted(message, permit);
         }
         if !permit() {
@@ -91,7 +98,7 @@ impl Link {
         if self.sent == 0 {
             self.premature = match self.receive_encrypted(&mut [0]) {
                 Ok(Step::Blocked(_)) => None,
-                Err(Error::SslReceive(Errno::EPIPE | Errno::ECONNRESET)) => {
+                Err(error) if error.is_reset() => {
                     self.peer_closed = true;
                     Some(Ok(Receipt::Closed))
                 }
@@ -101,7 +108,7 @@ impl Link {
             if self.premature.is_some() {
                 return Ok(Step::Done(()));
             }
-            self.tls.iter_mut().try_for_each(|tls| tls.encrypt(message))?;
+            self.cipher.iter_mut().try_for_each(|cipher| cipher.encrypt(message))?;
             self.sent = message.len();
         }
         if !permit() {
@@ -114,31 +121,29 @@ impl Link {
         Ok(Step::Done(()))
     }
 
-    /// Receives bytes, decrypted where TLS is established.
+    /// Receives bytes, decrypted where encryption is established.
     pub fn receive(&mut self, buffer: &mut [u8]) -> Result<Step<Receipt>, Error> {
         match self.premature.take() {
-            Some(Ok(Receipt::Closed)) => {
-                return Err(Error::TlsBroken(Tls::UNEXPECTED_EOF.to_owned()));
-            }
+            Some(Ok(Receipt::Closed)) => return Err(self.error(Trouble::ClosedTooSoon)),
             Some(receipt) => return receipt.map(Step::Done),
-            None if self.tls.is_some() => return self.receive_encrypted(buffer),
+            None if self.cipher.is_some() => return self.receive_encrypted(buffer),
             None => {}
         }
         match self.socket.receive(buffer) {
             Ok(0) => self.closed(),
             Ok(length) => Ok(Step::Done(Receipt::Bytes(length))),
             Err(Errno::EAGAIN) => Ok(Step::Blocked(Direction::Reading)),
-            Err(errno) => Err(Error::Receive(errno)),
+            Err(errno) => Err(self.error(Trouble::Receive(errno))),
         }
     }
 
     fn receive_encrypted(&mut self, buffer: &mut [u8]) -> Result<Step<Receipt>, Error> {
         let mut ciphertext = [0; READ_SIZE];
         for read in 0.. {
-            let Some(tls) = &mut self.tls else {
+            let Some(cipher) = &mut self.cipher else {
                 break;
             };
-            match tls.decrypt(buffer)? {
+            match cipher.decrypt(buffer)? {
                 Decrypted::Bytes(length) => return Ok(Step::Done(Receipt::Bytes(length))),
                 Decrypted::Closed => return self.closed(),
                 Decrypted::NeedMore => {}
@@ -156,7 +161,7 @@ impl Link {
                 Ok(0) => return self.closed(),
                 Ok(length) => self.take_in(&ciphertext, length),
                 Err(Errno::EAGAIN) => return Ok(Step::Blocked(Direction::Reading)),
-                Err(errno) => return Err(Error::SslReceive(errno)),
+                Err(errno) => return Err(self.error(Trouble::Receive(errno))),
             }
         }
         Err(Error::InvalidState)
@@ -164,7 +169,7 @@ impl Link {
 
     fn take_in(&mut self, buffer: &[u8], length: usize) {
         let received = buffer.get(..length).unwrap_or_default();
-        self.tls.iter_mut().for_each(|tls| tls.received(received));
+        self.cipher.iter_mut().for_each(|cipher| cipher.received(received));
     }
 
     /// The server closed. If what we last wrote never left, that is the failure to report: libpq
@@ -172,48 +177,62 @@ impl Link {
     fn closed(&mut self) -> Result<Step<Receipt>, Error> {
         self.peer_closed = true;
         match self.write_error.take() {
-            Some(_) if self.tls.is_some() => Err(Error::TlsBroken(Tls::UNEXPECTED_EOF.to_owned())),
-            Some(errno) => Err(Error::Send(errno)),
+            Some(errno) => Err(self.error(Trouble::ClosedUnsent(errno))),
             None => Ok(Step::Done(Receipt::Closed)),
         }
     }
 
-    /// Goes on with the TLS handshake; `prepare` makes ready for it the first time.
+    fn error(&self, trouble: Trouble) -> Error {
+        match (&self.cipher, trouble) {
+            (Some(cipher), trouble) => cipher.error(trouble),
+            (None, Trouble::Receive(errno) | Trouble::ReceiveInHandshake(errno)) => {
+                Error::Receive(errno)
+            }
+            (None, Trouble::ClosedUnsent(errno)) => Error::Send(errno),
+            (None, Trouble::ClosedInHandshake | Trouble::ClosedTooSoon) => Error::ServerClosed,
+        }
+    }
+
+    /// Goes on with the handshake; `prepare` makes ready for it the first time.
     pub fn handshake(
         &mut self,
-        prepare: impl FnOnce() -> Result<Tls, Error>,
+        prepare: impl FnOnce() -> Result<Box<dyn Cipher>, Error>,
     ) -> Result<Step<()>, Error> {
-        if self.tls.is_none() {
-            self.tls = Some(prepare()?);
+        if self.cipher.is_none() {
+            self.cipher = Some(prepare()?);
         }
         let mut ciphertext = [0; READ_SIZE];
         for read in 0.. {
-            let Some(tls) = &mut self.tls else {
+            // What was left for this turn.
+            if !self.flush() {
+                return Ok(Step::Blocked(Direction::Writing));
+            }
+            let Some(cipher) = &mut self.cipher else {
                 break;
             };
-            let finished = tls.handshake();
-            let has_spoken = !tls.unsent().is_empty();
+            let step = cipher.handshake();
+            let has_spoken = !cipher.unsent().is_empty();
+            if step == Ok(Handshake::SpeaksNext) {
+                return Ok(Step::Blocked(Direction::Writing));
+            }
             // Also on failure: an alert tells the server why.
             let flushed = self.flush();
-            if finished? {
-                return Ok(if flushed {
-                    Step::Done(())
-                } else {
-                    Step::Blocked(Direction::Writing)
-                });
-            }
+            let step = step?;
             if !flushed {
                 return Ok(Step::Blocked(Direction::Writing));
+            }
+            if step == Handshake::Finished {
+                return Ok(Step::Done(()));
             }
             // What it has just said, nobody can have answered yet.
             if has_spoken || read == MOST_READS {
                 return Ok(Step::Blocked(Direction::Reading));
             }
             match self.socket.receive(&mut ciphertext) {
-                Ok(0) => return Err(Error::Tls(Tls::UNEXPECTED_EOF.to_owned())),
+                Ok(0) => return Err(self.error(Trouble::ClosedInHandshake)),
                 Ok(length) => self.take_in(&ciphertext, length),
                 Err(Errno::EAGAIN) => return Ok(Step::Blocked(Direction::Reading)),
-                Err(errno) => return Err(Error::SslHandshakeReceive(errno)),
+                Err(errno) => return Err(self.error(Trouble::ReceiveInHandshake(errno))),
             }
         }
         Err(Error::InvalidState)
@@ -222,13 +241,14 @@ impl Link {
     /// Sends ciphertext that waits for it. False when the socket has to be waited for.
     fn flush(&mut self) -> bool {
         loop {
-            let Some(tls) = self.tls.as_mut().filter(|tls| !tls.unsent().is_empty()) else {
+            let Some(cipher) = self.cipher.as_mut().filter(|cipher| !cipher.unsent().is_empty())
+            else {
                 return true;
             };
-            let Some(length) = write(&self.socket, &mut self.write_error, tls.unsent()) else {
+            let Some(length) = write(&self.socket, &mut self.write_error, cipher.unsent()) else {
                 return false;
             };
-            tls.sent(length);
+            cipher.sent(length);
         }
     }
 
@@ -237,20 +257,20 @@ impl Link {
         self.sent == 0 && self.write_error.is_none() && self.premature.is_none()
     }
 
-    /// Ends TLS, politely where it is established and the server still there. A message that was
-    /// given up on half-way stays unsent.
-    pub fn close_tls(&mut self) {
+    /// Ends encryption, politely where it is established and the server still there. A message that
+    /// was given up on half-way stays unsent.
+    pub fn close_cipher(&mut self) {
         if !self.peer_closed && self.sent == 0 {
-            self.tls.iter_mut().for_each(Tls::shut_down);
+            self.cipher.iter_mut().for_each(|cipher| cipher.shut_down());
             self.flush();
         }
-        self.tls = None;
+        self.cipher = None;
     }
 }
 
 impl Drop for Link {
     fn drop(&mut self) {
-        self.close_tls();
+        self.close_cipher();
     }
 }
 

@@ -1,13 +1,12 @@
-//! The protocol of a cancel connection as a state machine. It does no I/O, knows no clock and no
-//! OpenSSL: it says what it wants next, and is told what happened. One driver
+//! The protocol of a cancel connection as a state machine. It does no I/O, knows no clock, no
+//! OpenSSL and no GSSAPI: it says what it wants next, and is told what happened. One driver
 //! (`cancel_conn.rs`) brings about what it wants; tests and fuzzing drive it without sockets.
 //!
 //! Its one duty above all: the request is wanted on the wire only in state `Sending`, and for a
 //! protected session the only way into `Sending` is a finished handshake.
 
 use crate::error::Error;
-use crate::message::{CancelRequest, SSL_REQUEST, SslReply};
-use crate::params::SslNegotiation;
+use crate::message::{CancelRequest, Encryption, Reply};
 
 /// What the machine wants its driver to bring about.
 #[derive(Debug, PartialEq, Eq)]
@@ -16,12 +15,13 @@ pub enum Want<'a> {
     Connect,
     /// All of these bytes to be sent, in the clear: then [`Event::Sent`].
     Send(&'a [u8]),
-    /// The CancelRequest to be sent, through TLS where the session is protected: then
+    /// The CancelRequest to be sent, encrypted where the session is protected: then
     /// [`Event::Sent`].
     Request(&'a [u8]),
     /// Bytes from the server, or its close: then [`Event::Received`] or [`Event::Closed`].
     Receive,
-    /// The TLS handshake, with the server verified: then [`Event::HandshakeFinished`].
+    /// The handshake of TLS or GSSAPI, with the server verified: then
+    /// [`Event::HandshakeFinished`].
     Handshake,
     /// Nothing: it is not started, done, or failed.
     Nothing,
@@ -34,11 +34,11 @@ pub enum Event<'a> {
     Connected,
     /// The bytes of [`Want::Send`] or [`Want::Request`] are all sent.
     Sent,
-    /// The server sent these bytes (decrypted, once TLS is established).
+    /// The server sent these bytes (decrypted, once the connection is protected).
     Received(&'a [u8]),
     /// The server closed the connection in good order.
     Closed,
-    /// TLS is established and the server is who it should be.
+    /// The connection is protected and the server is who it should be.
     HandshakeFinished,
 }
 
@@ -63,6 +63,8 @@ pub enum Status {
     Made,
     /// Establishing TLS.
     SslStartup,
+    /// Establishing GSSAPI encryption.
+    GssStartup,
     /// The request is sent; waiting for the server to close.
     AwaitingResponse,
     /// The request is delivered.
@@ -79,6 +81,7 @@ impl Status {
             Status::Started => "CONNECTION_STARTED",
             Status::Made => "CONNECTION_MADE",
             Status::SslStartup => "CONNECTION_SSL_STARTUP",
+            Status::GssStartup => "CONNECTION_GSS_STARTUP",
             Status::AwaitingResponse => "CONNECTION_AWAITING_RESPONSE",
             Status::Ok => "CONNECTION_OK",
             Status::Bad => "CONNECTION_BAD",
@@ -86,16 +89,26 @@ impl Status {
     }
 }
 
+/// How a protected connection begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Negotiation {
+    /// The server is asked first.
+    Request(Encryption),
+    /// TLS at once (`sslnegotiation=direct`).
+    DirectSsl,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Allocated,
     Connecting,
-    /// About to ask for TLS; direct negotiation asks by sending nothing.
-    Negotiating(SslNegotiation),
-    AwaitingReply,
-    /// `injected`: bytes came with the server's 'S', before anything was encrypted. As in libpq
+    /// About to ask for encryption; direct negotiation asks by sending nothing.
+    Negotiating(Negotiation),
+    AwaitingReply(Encryption),
+    /// `injected`: bytes came with the server's consent, before anything was encrypted. As in libpq
     /// the handshake is still completed, and then the connection refused (CVE-2021-23222).
     Handshaking {
+        encryption: Encryption,
         injected: bool,
     },
     Sending,
@@ -108,14 +121,14 @@ enum State {
 #[derive(Debug)]
 pub struct Machine {
     state: State,
-    /// How TLS is asked for; `None` for a session that runs in plaintext.
-    negotiation: Option<SslNegotiation>,
+    /// `None` for a session that runs in plaintext.
+    negotiation: Option<Negotiation>,
     request: CancelRequest,
 }
 
 impl Machine {
-    /// A machine that will deliver `request`, over TLS unless `negotiation` is `None`.
-    pub fn new(request: CancelRequest, negotiation: Option<SslNegotiation>) -> Machine {
+    /// A machine that will deliver `request`, encrypted unless `negotiation` is `None`.
+    pub fn new(request: CancelRequest, negotiation: Option<Negotiation>) -> Machine {
         Machine { state: State::Allocated, negotiation, request }
     }
 
@@ -140,7 +153,12 @@ impl Machine {
             State::Allocated => Status::Allocated,
             State::Connecting => Status::Started,
             State::Negotiating(_) | State::Sending => Status::Made,
-            State::AwaitingReply | State::Handshaking { .. } => Status::SslStartup,
+            State::AwaitingReply(encryption) | State::Handshaking { encryption, .. } => {
+                match encryption {
+                    Encryption::Ssl => Status::SslStartup,
+                    Encryption::Gss => Status::GssStartup,
+                }
+            }
             State::AwaitingClose => Status::AwaitingResponse,
             State::Done => Status::Ok,
             State::Failed => Status::Bad,
@@ -151,9 +169,11 @@ impl Machine {
     pub fn want(&self) -> Want<'_> {
         match self.state {
             State::Connecting => Want::Connect,
-            State::Negotiating(SslNegotiation::Postgres) => Want::Send(&SSL_REQUEST),
-            State::Negotiating(SslNegotiation::Direct) => Want::Send(&[]),
-            State::AwaitingReply | State::AwaitingClose => Want::Receive,
+            State::Negotiating(Negotiation::Request(encryption)) => {
+                Want::Send(encryption.request())
+            }
+            State::Negotiating(Negotiation::DirectSsl) => Want::Send(&[]),
+            State::AwaitingReply(_) | State::AwaitingClose => Want::Receive,
             State::Handshaking { .. } => Want::Handshake,
             State::Sending => Want::Request(self.request.as_bytes()),
             State::Allocated | State::Done | State::Failed => Want::Nothing,
@@ -181,21 +201,21 @@ impl Machine {
                 None => Ok((State::Sending, Yield)),
                 Some(negotiation) => Ok((State::Negotiating(negotiation), Yield)),
             },
-            (State::Negotiating(SslNegotiation::Postgres), Event::Sent) => {
-                Ok((State::AwaitingReply, Yield))
+            (State::Negotiating(Negotiation::Request(encryption)), Event::Sent) => {
+                Ok((State::AwaitingReply(encryption), Yield))
             }
-            (State::Negotiating(SslNegotiation::Direct), Event::Sent) => {
-                Ok((State::Handshaking { injected: false }, Yield))
+            (State::Negotiating(Negotiation::DirectSsl), Event::Sent) => {
+                Ok((State::Handshaking { encryption: Encryption::Ssl, injected: false }, Yield))
             }
-            (State::AwaitingReply, Event::Received(bytes)) => {
-                Ok((reply_to_ssl_request(bytes)?, Continue))
+            (State::AwaitingReply(encryption), Event::Received(bytes)) => {
+                Ok((reply_to_request(encryption, bytes)?, Continue))
             }
-            (State::AwaitingReply, Event::Closed) => Err(Error::ServerClosed),
-            (State::Handshaking { injected: false }, Event::HandshakeFinished) => {
+            (State::AwaitingReply(_), Event::Closed) => Err(Error::ServerClosed),
+            (State::Handshaking { injected: false, .. }, Event::HandshakeFinished) => {
                 Ok((State::Sending, Yield))
             }
-            (State::Handshaking { injected: true }, Event::HandshakeFinished) => {
-                Err(Error::UnencryptedData)
+            (State::Handshaking { encryption, injected: true }, Event::HandshakeFinished) => {
+                Err(Error::UnencryptedData(encryption))
             }
             (State::Sending, Event::Sent) => Ok((State::AwaitingClose, Yield)),
             (State::AwaitingClose, Event::Received([])) => Ok((State::AwaitingClose, Yield)),
@@ -206,15 +226,15 @@ impl Machine {
     }
 }
 
-fn reply_to_ssl_request(bytes: &[u8]) -> Result<State, Error> {
+fn reply_to_request(encryption: Encryption, bytes: &[u8]) -> Result<State, Error> {
     let Some((&first, rest)) = bytes.split_first() else {
-        return Ok(State::AwaitingReply);
+        return Ok(State::AwaitingReply(encryption));
     };
-    match SslReply::from(first) {
-        SslReply::Accepted => Ok(State::Handshaking { injected: !rest.is_empty() }),
-        SslReply::Refused => Err(Error::SslRefused),
-        SslReply::Error => Err(Error::SslServerError),
-        SslReply::Unknown(byte) => Err(Error::SslInvalidReply(byte)),
+    match encryption.reply(first) {
+        Reply::Accepted => Ok(State::Handshaking { encryption, injected: !rest.is_empty() }),
+        Reply::Refused => Err(Error::Refused(encryption)),
+        Reply::Error => Err(Error::ServerError(encryption)),
+        Reply::Unknown(byte) => Err(Error::InvalidReply(encryption, byte)),
     }
 }
 
@@ -225,39 +245,51 @@ mod tests {
     use Turn::{Continue, Yield};
 
     const KEY: &[u8] = b"\x11\x22\x33\x44";
-    const NEGOTIATIONS: [Option<SslNegotiation>; 3] =
-        [None, Some(SslNegotiation::Postgres), Some(SslNegotiation::Direct)];
-    const STATES: [State; 11] = [
+    const SSL: Encryption = Encryption::Ssl;
+    const GSS: Encryption = Encryption::Gss;
+    const NEGOTIATIONS: [Option<Negotiation>; 4] = [
+        None,
+        Some(Negotiation::Request(SSL)),
+        Some(Negotiation::Request(GSS)),
+        Some(Negotiation::DirectSsl),
+    ];
+    const STATES: [State; 15] = [
         State::Allocated,
         State::Connecting,
-        State::Negotiating(SslNegotiation::Postgres),
-        State::Negotiating(SslNegotiation::Direct),
-        State::AwaitingReply,
-        State::Handshaking { injected: false },
-        State::Handshaking { injected: true },
+        State::Negotiating(Negotiation::Request(SSL)),
+        State::Negotiating(Negotiation::Request(GSS)),
+        State::Negotiating(Negotiation::DirectSsl),
+        State::AwaitingReply(SSL),
+        State::AwaitingReply(GSS),
+        State::Handshaking { encryption: SSL, injected: false },
+        State::Handshaking { encryption: SSL, injected: true },
+        State::Handshaking { encryption: GSS, injected: false },
+        State::Handshaking { encryption: GSS, injected: true },
         State::Sending,
         State::AwaitingClose,
         State::Done,
         State::Failed,
     ];
-    const EVENTS: [Event<'static>; 10] = [
+    const EVENTS: [Event<'static>; 12] = [
         Connected,
         Sent,
         Received(b""),
         Received(b"S"),
+        Received(b"G"),
         Received(b"N"),
         Received(b"E"),
         Received(b"?"),
         Received(b"Sx"),
+        Received(b"Gx"),
         Closed,
         HandshakeFinished,
     ];
 
-    fn machine(negotiation: Option<SslNegotiation>) -> Machine {
+    fn machine(negotiation: Option<Negotiation>) -> Machine {
         Machine::new(CancelRequest::new(1, KEY).unwrap(), negotiation)
     }
 
-    fn machine_in(state: State, negotiation: Option<SslNegotiation>) -> Machine {
+    fn machine_in(state: State, negotiation: Option<Negotiation>) -> Machine {
         Machine { state, ..machine(negotiation) }
     }
 
@@ -265,32 +297,42 @@ mod tests {
     fn expected(
         state: State,
         event: Event<'_>,
-        negotiation: Option<SslNegotiation>,
+        negotiation: Option<Negotiation>,
     ) -> Result<(State, Turn), Error> {
-        let handshaking = |injected| State::Handshaking { injected };
+        let handshaking = |encryption, injected| State::Handshaking { encryption, injected };
         match (state, event) {
             (State::Connecting, Connected) => {
                 Ok((negotiation.map_or(State::Sending, State::Negotiating), Yield))
             }
-            (State::Negotiating(SslNegotiation::Postgres), Sent) => {
-                Ok((State::AwaitingReply, Yield))
+            (State::Negotiating(Negotiation::Request(encryption)), Sent) => {
+                Ok((State::AwaitingReply(encryption), Yield))
             }
-            (State::Negotiating(SslNegotiation::Direct), Sent) => Ok((handshaking(false), Yield)),
-            (State::AwaitingReply, Received(b"")) => Ok((State::AwaitingReply, Continue)),
-            (State::AwaitingReply, Received(b"S")) => Ok((handshaking(false), Continue)),
-            (State::AwaitingReply, Received(b"Sx")) => Ok((handshaking(true), Continue)),
-            (State::Handshaking { injected: false }, HandshakeFinished) => {
+            (State::Negotiating(Negotiation::DirectSsl), Sent) => {
+                Ok((handshaking(SSL, false), Yield))
+            }
+            (State::AwaitingReply(encryption), Received(b"")) => {
+                Ok((State::AwaitingReply(encryption), Continue))
+            }
+            (State::AwaitingReply(SSL), Received([b'S', rest @ ..])) => {
+                Ok((handshaking(SSL, !rest.is_empty()), Continue))
+            }
+            (State::AwaitingReply(GSS), Received([b'G', rest @ ..])) => {
+                Ok((handshaking(GSS, !rest.is_empty()), Continue))
+            }
+            (State::Handshaking { injected: false, .. }, HandshakeFinished) => {
                 Ok((State::Sending, Yield))
             }
             (State::Sending, Sent) => Ok((State::AwaitingClose, Yield)),
             (State::AwaitingClose, Received(b"")) => Ok((State::AwaitingClose, Yield)),
             (State::AwaitingClose, Closed) => Ok((State::Done, Yield)),
-            (State::AwaitingReply, Received(b"N")) => Err(Error::SslRefused),
-            (State::AwaitingReply, Received(b"E")) => Err(Error::SslServerError),
-            (State::AwaitingReply, Received([byte, ..])) => Err(Error::SslInvalidReply(*byte)),
-            (State::AwaitingReply, Closed) => Err(Error::ServerClosed),
-            (State::Handshaking { injected: true }, HandshakeFinished) => {
-                Err(Error::UnencryptedData)
+            (State::AwaitingReply(asked), Received(b"N")) => Err(Error::Refused(asked)),
+            (State::AwaitingReply(asked), Received(b"E")) => Err(Error::ServerError(asked)),
+            (State::AwaitingReply(asked), Received([byte, ..])) => {
+                Err(Error::InvalidReply(asked, *byte))
+            }
+            (State::AwaitingReply(_), Closed) => Err(Error::ServerClosed),
+            (State::Handshaking { encryption, injected: true }, HandshakeFinished) => {
+                Err(Error::UnencryptedData(encryption))
             }
             (State::AwaitingClose, Received(_)) => Err(Error::UnexpectedResponse),
             _ => Err(Error::InvalidState),
@@ -335,7 +377,7 @@ mod tests {
             }
             for event in EVENTS {
                 let mut next = machine_in(machine.state, machine.negotiation);
-                let injected = machine.state == State::Handshaking { injected: true };
+                let injected = matches!(machine.state, State::Handshaking { injected: true, .. });
                 let finished = matches!(event, HandshakeFinished)
                     && matches!(machine.want(), Want::Handshake)
                     && !injected;
@@ -343,12 +385,12 @@ mod tests {
                 explore(&next, protected || finished, depth - 1, count);
             }
         }
-        for negotiation in [SslNegotiation::Postgres, SslNegotiation::Direct] {
+        for negotiation in NEGOTIATIONS.into_iter().filter(Option::is_some) {
             let mut count = 0;
-            let mut machine = machine(Some(negotiation));
+            let mut machine = machine(negotiation);
             machine.start();
             explore(&machine, false, 5, &mut count);
-            assert_eq!(count, 111_111); // 10^0 + ... + 10^5
+            assert_eq!(count, 271_453); // 12^0 + ... + 12^5
         }
     }
 
@@ -359,15 +401,14 @@ mod tests {
     fn every_split_of_the_servers_bytes() {
         for reply in [&b"S"[..], b"Sx", b"Sxyz", b"N", b"Nx", b"Eerror", b"?", b"\0\0"] {
             for cut in 1..=reply.len() {
-                let mut machine = machine_in(State::AwaitingReply, NEGOTIATIONS[1]);
+                let mut machine = machine_in(State::AwaitingReply(SSL), NEGOTIATIONS[1]);
                 assert_eq!(machine.handle(Received(b"")), Ok(Continue));
                 let result = machine.handle(Received(&reply[..cut]));
                 let expected = match (reply[0], cut) {
-                    (b'S', 1) => Ok(State::Handshaking { injected: false }),
-                    (b'S', _) => Ok(State::Handshaking { injected: true }),
-                    (b'N', _) => Err(Error::SslRefused),
-                    (b'E', _) => Err(Error::SslServerError),
-                    (byte, _) => Err(Error::SslInvalidReply(byte)),
+                    (b'S', _) => Ok(State::Handshaking { encryption: SSL, injected: cut > 1 }),
+                    (b'N', _) => Err(Error::Refused(SSL)),
+                    (b'E', _) => Err(Error::ServerError(SSL)),
+                    (byte, _) => Err(Error::InvalidReply(SSL, byte)),
                 };
                 match expected {
                     Ok(state) => assert_eq!((result, machine.state), (Ok(Continue), state)),
@@ -393,9 +434,14 @@ mod tests {
                 let machine = machine_in(state, negotiation);
                 let expected = match state {
                     State::Connecting => Want::Connect,
-                    State::Negotiating(SslNegotiation::Postgres) => Want::Send(&SSL_REQUEST),
-                    State::Negotiating(SslNegotiation::Direct) => Want::Send(b""),
-                    State::AwaitingReply | State::AwaitingClose => Want::Receive,
+                    State::Negotiating(Negotiation::Request(SSL)) => {
+                        Want::Send(b"\0\0\0\x08\x04\xd2\x16\x2f")
+                    }
+                    State::Negotiating(Negotiation::Request(GSS)) => {
+                        Want::Send(b"\0\0\0\x08\x04\xd2\x16\x30")
+                    }
+                    State::Negotiating(Negotiation::DirectSsl) => Want::Send(b""),
+                    State::AwaitingReply(_) | State::AwaitingClose => Want::Receive,
                     State::Handshaking { .. } => Want::Handshake,
                     State::Sending => {
                         Want::Request(b"\0\0\0\x10\x04\xd2\x16\x2e\0\0\0\x01\x11\x22\x33\x44")
@@ -418,14 +464,26 @@ mod tests {
 
     #[test]
     fn statuses_are_libpqs_on_the_way_and_a_reset_begins_anew() {
-        let conversations: [(_, &[Event<'_>], &[Status]); 3] = [
+        let conversations: [(_, &[Event<'_>], &[Status]); 4] = [
             (
                 None,
                 &[Connected, Sent, Closed],
                 &[Status::Made, Status::AwaitingResponse, Status::Ok],
             ),
             (
-                Some(SslNegotiation::Postgres),
+                Some(Negotiation::Request(GSS)),
+                &[Connected, Sent, Received(b"G"), HandshakeFinished, Sent, Closed],
+                &[
+                    Status::Made,
+                    Status::GssStartup,
+                    Status::GssStartup,
+                    Status::Made,
+                    Status::AwaitingResponse,
+                    Status::Ok,
+                ],
+            ),
+            (
+                Some(Negotiation::Request(SSL)),
                 &[Connected, Sent, Received(b"S"), HandshakeFinished, Sent, Closed],
                 &[
                     Status::Made,
@@ -437,7 +495,7 @@ mod tests {
                 ],
             ),
             (
-                Some(SslNegotiation::Direct),
+                Some(Negotiation::DirectSsl),
                 &[Connected, Sent, HandshakeFinished, Sent, Closed],
                 &[
                     Status::Made,

@@ -1,10 +1,13 @@
-//! The three messages of a cancel connection: SSLRequest, the one byte that answers it, and
-//! CancelRequest. See "Message Formats" in the PostgreSQL documentation. Bytes only; no I/O.
+//! The messages of a cancel connection: SSLRequest or GSSENCRequest, the one byte that answers it,
+//! and CancelRequest. See "Message Formats" in the PostgreSQL documentation. Bytes only; no I/O.
 
 use zeroize::Zeroizing;
 
 /// SSLRequest: its length and the code 80877103.
 pub const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
+
+/// GSSENCRequest: its length and the code 80877104.
+pub const GSSENC_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x30];
 
 /// The code that marks a CancelRequest where a startup packet has its protocol version.
 pub const CANCEL_REQUEST_CODE: u32 = 80_877_102;
@@ -63,29 +66,47 @@ impl std::fmt::Debug for CancelRequest {
     }
 }
 
-/// What the first byte of a server's answer to SSLRequest means.
+/// What a client may ask the server for before anything else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SslReply {
-    /// 'S': the TLS handshake may begin.
+pub enum Encryption {
+    /// TLS, which PostgreSQL calls SSL.
+    Ssl,
+    /// GSSAPI encryption.
+    Gss,
+}
+
+impl Encryption {
+    /// The message that asks for it.
+    pub fn request(self) -> &'static [u8; 8] {
+        match self {
+            Encryption::Ssl => &SSL_REQUEST,
+            Encryption::Gss => &GSSENC_REQUEST,
+        }
+    }
+
+    /// What the first byte of the server's answer means.
+    pub fn reply(self, byte: u8) -> Reply {
+        match (self, byte) {
+            (Encryption::Ssl, b'S') | (Encryption::Gss, b'G') => Reply::Accepted,
+            (_, b'N') => Reply::Refused,
+            (_, b'E') => Reply::Error,
+            (_, other) => Reply::Unknown(other),
+        }
+    }
+}
+
+/// A server's answer to SSLRequest or GSSENCRequest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reply {
+    /// 'S' or 'G': the handshake may begin.
     Accepted,
-    /// 'N': the server does not speak TLS.
+    /// 'N': the server does not do this.
     Refused,
     /// 'E': an error message follows. It is never shown, because nobody has proven to be the
     /// server yet (CVE-2024-10977).
     Error,
     /// Anything else: this is no PostgreSQL server.
     Unknown(u8),
-}
-
-impl From<u8> for SslReply {
-    fn from(byte: u8) -> SslReply {
-        match byte {
-            b'S' => SslReply::Accepted,
-            b'N' => SslReply::Refused,
-            b'E' => SslReply::Error,
-            other => SslReply::Unknown(other),
-        }
-    }
 }
 
 #[cfg(test)]
@@ -122,14 +143,16 @@ mod tests {
 
     #[test]
     fn every_reply_byte_is_classified() {
-        for byte in 0..=255_u8 {
-            let expected = match byte {
-                b'S' => SslReply::Accepted,
-                b'N' => SslReply::Refused,
-                b'E' => SslReply::Error,
-                _ => SslReply::Unknown(byte),
-            };
-            assert_eq!(SslReply::from(byte), expected);
+        for (encryption, accepted) in [(Encryption::Ssl, b'S'), (Encryption::Gss, b'G')] {
+            for byte in 0..=255_u8 {
+                let expected = match byte {
+                    b'N' => Reply::Refused,
+                    b'E' => Reply::Error,
+                    _ if byte == accepted => Reply::Accepted,
+                    _ => Reply::Unknown(byte),
+                };
+                assert_eq!(encryption.reply(byte), expected);
+            }
         }
     }
 }

@@ -9,9 +9,10 @@ use std::time::Duration;
 use zeroize::Zeroizing;
 
 use crate::error::Error;
+use crate::gssapi::Gssapi;
 
 /// The options that a cancel connection depends on.
-const OPTIONS: [&str; 22] = [
+const OPTIONS: [&str; 23] = [
     "connect_timeout",
     "host",
     "hostaddr",
@@ -19,6 +20,7 @@ const OPTIONS: [&str; 22] = [
     "keepalives_count",
     "keepalives_idle",
     "keepalives_interval",
+    "krbsrvname",
     "requirepeer",
     "ssl_max_protocol_version",
     "ssl_min_protocol_version",
@@ -243,6 +245,24 @@ impl TlsOptions {
             sni: options.value("sslsni").is_none_or(|sni| sni.starts_with(b"1")),
             keylogfile: options.path("sslkeylogfile"),
         })
+    }
+}
+
+/// Everything that the cancel connection of a GSSAPI-encrypted session needs. (`gsslib` chooses
+/// between libraries on Windows only.)
+#[derive(Debug)]
+pub struct GssOptions {
+    /// The library that the session uses.
+    pub gssapi: Gssapi,
+    /// Whom the server has to prove to be: `krbsrvname`, '@' and the host's name.
+    pub service: String,
+}
+
+impl GssOptions {
+    /// Reads them from the options of a session with this host.
+    pub fn parse(options: &ConnInfo, gssapi: Gssapi, host_name: &str) -> GssOptions {
+        let krbsrvname = options.text("krbsrvname").unwrap_or_else(|| "postgres".to_owned());
+        GssOptions { gssapi, service: format!("{krbsrvname}@{host_name}") }
     }
 }
 

@@ -5,12 +5,14 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use crate::address::{Address, ip_address};
 use crate::error::Error;
+use crate::gssapi::Gssapi;
 use crate::host::Session;
 use crate::host_layout::CancelBlock;
 use crate::known_contexts;
-use crate::message::CancelRequest;
+use crate::machine::Negotiation;
+use crate::message::{CancelRequest, Encryption};
 use crate::openssl_memory::call_openssl;
-use crate::params::{ConnInfo, ConnectTimeout, SslNegotiation, TcpOptions, TlsOptions};
+use crate::params::{ConnInfo, ConnectTimeout, GssOptions, SslNegotiation, TcpOptions, TlsOptions};
 use crate::tls_context::ask_passphrase_hook;
 
 /// How the session is protected, and therefore its cancel.
@@ -20,6 +22,8 @@ pub enum Protection {
     Plaintext,
     /// By TLS.
     Tls(Box<TlsOptions>),
+    /// By GSSAPI encryption.
+    Gss(GssOptions),
 }
 
 /// One session, as far as cancelling it goes.
@@ -92,10 +96,14 @@ impl Target {
     }
 
     /// How the protocol asks for the protection.
-    pub fn negotiation(&self) -> Option<SslNegotiation> {
+    pub fn negotiation(&self) -> Option<Negotiation> {
         match &self.protection {
             Protection::Plaintext => None,
-            Protection::Tls(options) => Some(options.negotiation),
+            Protection::Tls(options) => Some(match options.negotiation {
+                SslNegotiation::Postgres => Negotiation::Request(Encryption::Ssl),
+                SslNegotiation::Direct => Negotiation::DirectSsl,
+            }),
+            Protection::Gss(_) => Some(Negotiation::Request(Encryption::Gss)),
         }
     }
 }
@@ -107,15 +115,16 @@ fn protection(
     address: &Address,
     options: &ConnInfo,
 ) -> Result<Protection, Error> {
-    if session.uses_gss_encryption() {
-        return Err(Error::GssSession);
-    }
-    if !session.uses_tls() {
+    if !session.is_encrypted() {
         return Ok(Protection::Plaintext);
     }
     if address.is_local() {
         // libpq never does this; if one did, there would be no way to do it as well.
         return Err(session.unreadable());
+    }
+    if session.uses_gss_encryption() {
+        let gssapi = Gssapi::of(session.host())?;
+        return Ok(Protection::Gss(GssOptions::parse(options, gssapi, &session.host_name())));
     }
     let mut tls = TlsOptions::parse(options, session.host().major())?;
     if let Some(answer) = session.passphrase_hook().and_then(|hook| ask_passphrase_hook(&tls, hook))

@@ -1,5 +1,4 @@
-//! TLS on a cancel connection, without its socket: ciphertext in, ciphertext out. What moves it
-//! is `link.rs`.
+//! TLS on a cancel connection, without its socket.
 //!
 //! Keeping OpenSSL away from the socket keeps every system call in one file, and means that the
 //! only thing a handshake ever waits for is more bytes from the server.
@@ -9,12 +8,16 @@ use std::io::{self, Read, Write};
 use openssl::error::ErrorStack;
 use openssl::ssl::{self, ErrorCode, Ssl, SslStream};
 
+use crate::cipher::{Cipher, Decrypted, Handshake, Trouble};
 use crate::error::Error;
 use crate::known_contexts;
 use crate::openssl_memory::{call_openssl, openssl_is_initialized};
 use crate::params::{SslMode, SslNegotiation, TlsOptions, TlsVersion};
 use crate::tls_context::reason;
 use crate::verify::verify_peer_name;
+
+/// The error of a connection that ends too soon, in the words of OpenSSL 3.
+const UNEXPECTED_EOF: &str = "SSL error: unexpected eof while reading";
 
 /// The two directions of ciphertext, as OpenSSL sees them: a stream that can always be written
 /// and that "would block" when it is read empty.
@@ -45,17 +48,6 @@ impl Write for Pipe {
     }
 }
 
-/// What decrypting brought.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Decrypted {
-    /// This many bytes.
-    Bytes(usize),
-    /// The server said that it will send no more.
-    Closed,
-    /// Nothing until more has been received.
-    NeedMore,
-}
-
 /// One TLS connection.
 #[derive(Debug)]
 pub struct Tls {
@@ -68,9 +60,6 @@ pub struct Tls {
 }
 
 impl Tls {
-    /// The error of a connection that ends too soon, in the words of OpenSSL 3.
-    pub const UNEXPECTED_EOF: &str = "SSL error: unexpected eof while reading";
-
     /// Prepares a connection to the server that was asked for by this host name.
     pub fn new(options: &TlsOptions, host: Option<&str>) -> Result<Tls, Error> {
         call_openssl(|| Tls::prepare(options, host))
@@ -95,42 +84,6 @@ impl Tls {
             host: host.map(str::to_owned),
             versions: (options.min_version, options.max_version),
         })
-    }
-
-    /// Takes in ciphertext.
-    pub fn received(&mut self, ciphertext: &[u8]) {
-        self.stream.get_mut().received.extend_from_slice(ciphertext);
-    }
-
-    /// Whether ciphertext was taken in that has not been looked at.
-    pub fn has_unread(&self) -> bool {
-        !self.stream.get_ref().received.is_empty() || self.stream.ssl().pending() > 0
-    }
-
-    /// Ciphertext that waits to be sent.
-    pub fn unsent(&self) -> &[u8] {
-        &self.stream.get_ref().unsent
-    }
-
-    /// Forgets ciphertext that has been sent.
-    pub fn sent(&mut self, length: usize) {
-        self.stream.get_mut().unsent.drain(..length);
-    }
-
-    /// Goes on with the handshake. True when it is finished and the server verified; what is
-    /// unsent then belongs to it still. False when it needs more from the server.
-    pub fn handshake(&mut self) -> Result<bool, Error> {
-        match call_openssl(|| self.stream.connect()) {
-            Ok(()) => {
-                openssl_is_initialized();
-                call_openssl(|| self.verify()).map(|()| true)
-            }
-            Err(error) if error.code() == ErrorCode::WANT_READ => Ok(false),
-            Err(error) => {
-                known_contexts::forget(self.stream.ssl().ssl_context());
-                Err(self.handshake_error(&error))
-            }
-        }
     }
 
     /// What OpenSSL's chain verification leaves open.
@@ -170,9 +123,40 @@ impl Tls {
         }
         Error::Tls(text)
     }
+}
 
-    /// Encrypts; the ciphertext is then unsent.
-    pub fn encrypt(&mut self, plaintext: &[u8]) -> Result<(), Error> {
+impl Cipher for Tls {
+    fn received(&mut self, ciphertext: &[u8]) {
+        self.stream.get_mut().received.extend_from_slice(ciphertext);
+    }
+
+    fn has_unread(&self) -> bool {
+        !self.stream.get_ref().received.is_empty() || self.stream.ssl().pending() > 0
+    }
+
+    fn unsent(&self) -> &[u8] {
+        &self.stream.get_ref().unsent
+    }
+
+    fn sent(&mut self, length: usize) {
+        self.stream.get_mut().unsent.drain(..length);
+    }
+
+    fn handshake(&mut self) -> Result<Handshake, Error> {
+        match call_openssl(|| self.stream.connect()) {
+            Ok(()) => {
+                openssl_is_initialized();
+                call_openssl(|| self.verify()).map(|()| Handshake::Finished)
+            }
+            Err(error) if error.code() == ErrorCode::WANT_READ => Ok(Handshake::NeedsMore),
+            Err(error) => {
+                known_contexts::forget(self.stream.ssl().ssl_context());
+                Err(self.handshake_error(&error))
+            }
+        }
+    }
+
+    fn encrypt(&mut self, plaintext: &[u8]) -> Result<(), Error> {
         match call_openssl(|| self.stream.ssl_write(plaintext)) {
             Ok(length) if length == plaintext.len() => Ok(()),
             Ok(_) => Err(Error::TlsBroken("SSL_write did not take the whole request".to_owned())),
@@ -180,8 +164,7 @@ impl Tls {
         }
     }
 
-    /// Decrypts what was received.
-    pub fn decrypt(&mut self, buffer: &mut [u8]) -> Result<Decrypted, Error> {
+    fn decrypt(&mut self, buffer: &mut [u8]) -> Result<Decrypted, Error> {
         match call_openssl(|| self.stream.ssl_read(buffer)) {
             Ok(length) => Ok(Decrypted::Bytes(length)),
             Err(error) if error.code() == ErrorCode::WANT_READ => Ok(Decrypted::NeedMore),
@@ -190,11 +173,22 @@ impl Tls {
         }
     }
 
-    /// Prepares the closing alert, if there is a connection to close.
-    pub fn shut_down(&mut self) {
+    /// The closing alert.
+    fn shut_down(&mut self) {
         // It fails before the handshake is finished and after a fatal error: then there is
         // nothing to say.
         let _ = call_openssl(|| self.stream.shutdown());
+    }
+
+    fn error(&self, trouble: Trouble) -> Error {
+        match trouble {
+            Trouble::ClosedInHandshake => Error::Tls(UNEXPECTED_EOF.to_owned()),
+            Trouble::ReceiveInHandshake(errno) => Error::SslHandshakeReceive(errno),
+            Trouble::ClosedTooSoon | Trouble::ClosedUnsent(_) => {
+                Error::TlsBroken(UNEXPECTED_EOF.to_owned())
+            }
+            Trouble::Receive(errno) => Error::SslReceive(errno),
+        }
     }
 }
 

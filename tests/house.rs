@@ -62,6 +62,7 @@ fn unsafe_code_is_in_these_files_only() {
         "bin/pqcancel/main.rs", // the name `main`
         "bindings.rs",
         "ffi.rs",
+        "gssapi.rs",
         "host.rs",
         "host_layout.rs",
         "legacy.rs",

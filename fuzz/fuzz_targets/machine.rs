@@ -3,18 +3,18 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use pqcancel::machine::{Event, Machine, Want};
-use pqcancel::message::CancelRequest;
-use pqcancel::params::SslNegotiation;
+use pqcancel::machine::{Event, Machine, Negotiation, Want};
+use pqcancel::message::{CancelRequest, Encryption};
 
 const KEY: &[u8] = b"\x11\x22\x33\x44";
 
 fuzz_target!(|bytes: &[u8]| {
     let Some((&kind, mut rest)) = bytes.split_first() else { return };
-    let negotiation = match kind % 3 {
+    let negotiation = match kind % 4 {
         0 => None,
-        1 => Some(SslNegotiation::Postgres),
-        _ => Some(SslNegotiation::Direct),
+        1 => Some(Negotiation::Request(Encryption::Ssl)),
+        2 => Some(Negotiation::Request(Encryption::Gss)),
+        _ => Some(Negotiation::DirectSsl),
     };
     let Some(request) = CancelRequest::new(1, KEY) else { return };
     let mut machine = Machine::new(request, negotiation);
