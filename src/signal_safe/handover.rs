@@ -62,8 +62,8 @@ pub(crate) static HEARTBEAT: AtomicU32 = AtomicU32::new(0);
 /// 0 while the courier does nothing but wait; see `courier.rs`.
 pub(crate) static PRESENCE: AtomicU32 = AtomicU32::new(0);
 
-/// A courier that sleeps for so long in the middle of its work waits for a lock that the program
-/// we interrupted may hold: malloc's, or the loader's.
+/// When the courier waits for a lock for so long in the middle of its work, it is one that the
+/// program we interrupted may hold: malloc's, or the loader's.
 const STUCK_AFTER: u64 = 500 * MILLISECOND;
 
 /// So does one that takes so much processor time for a single step: the lock is one that spins. (The
@@ -257,8 +257,8 @@ impl Slot {
 /// Looks out for a courier that cannot go on.
 struct Watch {
     heartbeat: u32,
-    /// Since when it has slept, as far as was seen.
-    asleep_since: u64,
+    /// Since when it has waited for a lock, as far as was seen.
+    waits_since: u64,
     /// The processor time that it had taken when it last did anything.
     spent: u64,
     looked: u64,
@@ -268,7 +268,7 @@ impl Watch {
     fn begin(time: u64) -> Watch {
         Watch {
             heartbeat: HEARTBEAT.load(Relaxed),
-            asleep_since: time,
+            waits_since: time,
             spent: courier_time(),
             looked: time,
         }
@@ -283,10 +283,10 @@ impl Watch {
         if HEARTBEAT.load(Relaxed) != self.heartbeat || !busy {
             *self = Watch::begin(time);
         }
-        if !courier_sleeps() {
-            self.asleep_since = time;
+        if !courier_waits_for_a_lock() {
+            self.waits_since = time;
         }
-        time.saturating_sub(self.asleep_since) >= STUCK_AFTER
+        time.saturating_sub(self.waits_since) >= STUCK_AFTER
             || courier_time().saturating_sub(self.spent) >= SPINS_AFTER
     }
 }
@@ -301,16 +301,23 @@ fn courier_time() -> u64 {
     }
 }
 
-/// Whether the courier's thread sleeps, rather than being slow or short of processor time (or not
-/// even begun). Without an answer from /proc it counts as asleep.
-fn courier_sleeps() -> bool {
+/// Whether the courier's thread waits for a lock, rather than for a server, a KDC or a disk, for
+/// processor time, or to begin. Without an answer from /proc it counts as waiting.
+fn courier_waits_for_a_lock() -> bool {
+    // A lock that spins may do so asleep.
+    const BY: [c_long; 4] = [
+        libc::SYS_futex,
+        libc::SYS_sched_yield,
+        libc::SYS_nanosleep,
+        libc::SYS_clock_nanosleep,
+    ];
     let thread = COURIER_THREAD.load(Relaxed).unsigned_abs();
     if thread == 0 {
         return false;
     }
     let mut path = Line::empty();
-    path.text(b"/proc/self/task/").number(u64::from(thread)).text(b"/stat\0");
-    let mut stat = [0_u8; 128];
+    path.text(b"/proc/self/task/").number(u64::from(thread)).text(b"/syscall\0");
+    let mut text = [0_u8; 128];
     // SAFETY: the path ends in a zero byte, the buffer is as long as it says, and the descriptor
     // is closed once.
     let length = unsafe {
@@ -318,13 +325,19 @@ fn courier_sleeps() -> bool {
         if file < 0 {
             return true;
         }
-        let length = libc::read(file, stat.as_mut_ptr().cast(), stat.len());
+        let length = libc::read(file, text.as_mut_ptr().cast(), text.len());
         libc::close(file);
-        usize::try_from(length).unwrap_or(0)
+        length
     };
-    // "PID (name) S ...": our thread's name has no parenthesis.
-    let mut fields = stat.iter().take(length).skip_while(|byte| **byte != b')').skip(2);
-    fields.next().is_none_or(|state| *state == b'S')
+    let Ok(length) = usize::try_from(length) else {
+        return true;
+    };
+    // "202 0x..." while it is in a system call, else "running".
+    let digits = text.iter().take(length).take_while(|byte| byte.is_ascii_digit());
+    let number = digits.fold(None, |number: Option<c_long>, digit| {
+        Some(number.unwrap_or(0).saturating_mul(10).saturating_add(c_long::from(digit - b'0')))
+    });
+    number.is_some_and(|number| BY.contains(&number))
 }
 
 /// Sleeps until it is woken, the word is not as expected, or so many nanoseconds have passed.
