@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import subprocess
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import pytest
@@ -41,13 +42,19 @@ WAYS = [
     # A server 18 that is configured with the one curve of 17 and older.
     Way("TLS to 18 with P-256", "18-p256", TLS, 5, 4),
     Way("direct TLS to 18 with P-256", "18-p256", {**TLS, "sslnegotiation": "direct"}, 4, 3),
+    # Ours goes by what the session came to, whatever that is.
+    Way("TLS to 18 with X25519", "18-x25519", TLS, 4, 4),
+    Way("TLS to 18 with P-384", "18-p384", TLS, 5, 4),
 ]
 
 
 @pytest.fixture(scope="module")
 def all_servers(servers, certs):
-    with Postgres(peers.postgres18(), certs, settings={"ssl_groups": "prime256v1"}) as p256:
-        yield {**servers, "18-p256": p256}
+    groups = {"18-p256": "prime256v1", "18-x25519": "X25519", "18-p384": "secp384r1"}
+    with ExitStack() as stack:
+        others = {name: stack.enter_context(Postgres(peers.postgres18(), certs, settings={"ssl_groups": group}))
+                  for name, group in groups.items()}
+        yield {**servers, **others}
 
 
 @pytest.fixture(scope="module")

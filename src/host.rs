@@ -18,8 +18,9 @@ use zeroize::Zeroize;
 
 use crate::error::Error;
 use crate::host_layout::{CancelBlock, Layout};
+use crate::host_tls;
 use crate::loader::{self, Generation, Library, Object};
-use crate::params::ConnInfo;
+use crate::params::{ConnInfo, Group};
 use crate::recent::Recent;
 use crate::reserve;
 use crate::signal_safe;
@@ -97,6 +98,7 @@ host_functions! {
     }
     optional {
         PQgssEncInUse: fn(*mut PGconn) -> c_int; // 12
+        PQgetssl: fn(*mut PGconn) -> *mut c_void;
         PQgetSSLKeyPassHook_OpenSSL: fn() -> PQsslKeyPassHook_OpenSSL_type; // 13
         PQdefaultSSLKeyPassHook_OpenSSL: fn(*mut c_char, c_int, *mut PGconn) -> c_int; // 13
     }
@@ -308,6 +310,16 @@ impl Session<'_> {
     pub fn uses_tls(&self) -> bool {
         // SAFETY: the connection is live (`new`), PQsslInUse only reads it.
         unsafe { (self.host.functions.PQsslInUse)(self.conn.as_ptr()) != 0 }
+    }
+
+    /// The group of its TLS key exchange, if that can be told.
+    pub fn negotiated_group(&self) -> Option<Group> {
+        // SAFETY: the connection is live (`new`), PQgetssl only reads it, and what it returns is as
+        // live.
+        unsafe {
+            let ssl = (self.host.functions.PQgetssl?)(self.conn.as_ptr());
+            host_tls::negotiated_group(self.host, NonNull::new(ssl)?)
+        }
     }
 
     /// Whether it is encrypted by GSSAPI right now.

@@ -12,7 +12,7 @@ use std::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use openssl::ssl::{SslContext, SslContextRef};
 
 use crate::error::Error;
-use crate::params::{RootCert, TlsOptions};
+use crate::params::TlsOptions;
 use crate::recent::Recent;
 use crate::reserve;
 use crate::signal_safe::now;
@@ -42,9 +42,9 @@ static CONTEXTS: RwLock<Contexts> = RwLock::new(Recent::new());
 /// How often to try: a writer needs less than a microsecond.
 const TRIES: usize = 100;
 
-/// Whether a context for these options can be kept: not if OpenSSL looks into directories for it.
+/// Whether a context for these options may be kept: not if OpenSSL looks into a directory for it.
 pub(crate) fn may_keep(options: &TlsOptions) -> bool {
-    options.rootcert != RootCert::System && options.crldir.is_none()
+    options.crldir.is_none()
 }
 
 /// A context for these options, from what their files hold now. To be called through

@@ -28,6 +28,7 @@ pub mod gssapi;
 mod guard;
 pub mod host;
 pub mod host_layout;
+mod host_tls;
 mod known_contexts;
 mod known_sessions;
 mod legacy;

@@ -195,9 +195,23 @@ pub enum TlsVersion {
     V1_3,
 }
 
+/// A group for TLS's key exchange.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[allow(missing_docs)]
+pub enum Group {
+    P256,
+    P384,
+    P521,
+    X25519,
+    X448,
+    X25519MlKem768,
+}
+
 /// Everything that decides how the cancel connection of a TLS session is protected.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TlsOptions {
+    /// The group that the session's own handshake came to, if it is known.
+    pub group: Option<Group>,
     /// How TLS is asked for.
     pub negotiation: SslNegotiation,
     /// How far the server is verified.
@@ -231,6 +245,7 @@ impl TlsOptions {
     pub fn parse(options: &ConnInfo, host_major: i32) -> Result<TlsOptions, Error> {
         let passphrase = options.value("sslpassword").map(|p| Zeroizing::new(p.to_vec()));
         Ok(TlsOptions {
+            group: None,
             negotiation: parse_negotiation(options)?,
             sslmode: parse_sslmode(options)?,
             rootcert: parse_rootcert(options, host_major),

@@ -127,6 +127,7 @@ fn protection(
         return Ok(Protection::Gss(GssOptions::parse(options, gssapi, &session.host_name())));
     }
     let mut tls = TlsOptions::parse(options, session.host().major())?;
+    tls.group = session.negotiated_group();
     if let Some(answer) = session.passphrase_hook().and_then(|hook| ask_passphrase_hook(&tls, hook))
     {
         tls.passphrase = Some(answer);

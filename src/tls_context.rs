@@ -22,19 +22,42 @@ use zeroize::Zeroizing;
 
 use crate::error::{Error, strerror};
 use crate::openssl_memory::call_openssl;
-use crate::params::{RootCert, SslMode, TlsOptions, TlsVersion};
-use crate::tls_files::TlsFiles;
+use crate::params::{Group, RootCert, SslMode, TlsOptions, TlsVersion};
+use crate::tls_files::{TlsFiles, is_hashed};
 
 /// ALPN's name for PostgreSQL's protocol, preceded by its length.
 const ALPN_PROTOCOLS: &[u8] = b"\x0apostgresql";
 
-/// Key shares for both P-256 and X25519 in the first flight (the stars), so that a server which
-/// accepts only one of them (PostgreSQL's default up to 17 is P-256 alone) need not ask again
-/// and cost a round trip. The other groups stay on offer for a server that insists.
-const GROUPS: &str = "*P-256:*X25519:?X25519MLKEM768:?X448:P-521:P-384:?ffdhe2048:?ffdhe3072";
+/// The groups on offer for the key exchange, and OpenSSL's names for them.
+const GROUPS: [(Group, &str); 6] = [
+    (Group::P256, "P-256"),
+    (Group::X25519, "X25519"),
+    (Group::X25519MlKem768, "X25519MLKEM768"),
+    (Group::X448, "X448"),
+    (Group::P521, "P-521"),
+    (Group::P384, "P-384"),
+];
+
+/// The same in a line, as OpenSSL 3.5 reads it: for those with a star a key share is sent along. For
+/// any other the server has to ask again, which costs a round trip; so it is the group that the
+/// server came to with the session. Where that is not known there are two, because PostgreSQL's
+/// default up to 17 is P-256 alone, and 18 prefers X25519.
+fn group_list(session: Option<Group>) -> String {
+    let has_share =
+        |group| session.map_or(matches!(group, Group::P256 | Group::X25519), |it| it == group);
+    let (shares, others): (Vec<_>, Vec<_>) = GROUPS.iter().partition(|(it, _)| has_share(*it));
+    let shares = shares.iter().map(|(_, name)| format!("*{name}"));
+    let others = others.iter().map(|(_, name)| format!("?{name}"));
+    let more = ["?ffdhe2048".to_owned(), "?ffdhe3072".to_owned()];
+    shares.chain(others).chain(more).collect::<Vec<_>>().join(":")
+}
 
 /// The same for OpenSSL before 3.5, which sends one key share, for the first group.
-const GROUPS_BEFORE_3_5: &str = "P-256:X25519:P-521:P-384";
+fn group_list_before_3_5(session: Option<Group>) -> String {
+    let known = GROUPS.iter().filter(|(group, _)| *group != Group::X25519MlKem768);
+    let (first, others): (Vec<_>, Vec<_>) = known.partition(|(it, _)| Some(*it) == session);
+    first.iter().chain(&others).map(|(_, name)| *name).collect::<Vec<_>>().join(":")
+}
 
 /// Builds a context, from what its files hold now, and notes them. To be called through
 /// `call_openssl`.
@@ -112,9 +135,10 @@ impl Making<'_> {
             })?;
         }
         context.set_mode(Mode::ACCEPT_MOVING_WRITE_BUFFER);
+        let session = self.options.group;
         context
-            .set_groups_list(GROUPS)
-            .or_else(|_| context.set_groups_list(GROUPS_BEFORE_3_5))
+            .set_groups_list(&group_list(session))
+            .or_else(|_| context.set_groups_list(&group_list_before_3_5(session)))
             .map_err(could_not_create)
     }
 
@@ -147,30 +171,47 @@ impl Making<'_> {
         let failed = |e: ErrorStack| {
             Error::Tls(format!("could not load system root certificate paths: {}", reason(&e)))
         };
-        self.files.note_what_hides_changes();
+        let (named_file, named_directories) = self.note_default_paths();
         self.context.set_default_verify_paths().map_err(failed)?;
         if !cfg!(feature = "vendored") {
             return Ok(());
         }
         let probed = openssl_probe::probe();
         let mut has_directory = false;
-        if std::env::var_os("SSL_CERT_DIR").is_none() {
-            let store = self.context.cert_store_mut();
-            let lookup = store.add_lookup(X509Lookup::hash_dir()).map_err(failed)?;
-            for directory in probed.cert_dir.iter().filter(|directory| is_hashed(directory)) {
-                let Ok(name) = openssl_path(directory) else { continue };
-                lookup.add_dir(name, SslFiletype::PEM).map_err(failed)?;
-                has_directory = true;
-            }
+        for directory in probed.cert_dir.iter().filter(|_| !named_directories) {
+            self.files.note_directory(directory);
+            let (true, Ok(name)) = (is_hashed(directory), openssl_path(directory)) else {
+                continue;
+            };
+            let lookup =
+                self.context.cert_store_mut().add_lookup(X509Lookup::hash_dir()).map_err(failed)?;
+            lookup.add_dir(name, SslFiletype::PEM).map_err(failed)?;
+            has_directory = true;
         }
         if !has_directory
-            && std::env::var_os("SSL_CERT_FILE").is_none()
-            && let Some(file) = probed.cert_file.as_deref().and_then(|file| openssl_path(file).ok())
+            && !named_file
+            && let Some(file) = &probed.cert_file
+            && let Ok(name) = openssl_path(file)
         {
+            self.files.note(file);
             // Not being there, or not readable, is no error for OpenSSL's own default either.
-            let _ = self.context.set_ca_file(file);
+            let _ = self.context.set_ca_file(name);
         }
         Ok(())
+    }
+
+    /// Notes where OpenSSL itself looks, and whether that file and those directories were named.
+    fn note_default_paths(&mut self) -> (bool, bool) {
+        // OPENSSLDIR: "/usr/lib/ssl"
+        let told = openssl::version::dir();
+        let home = PathBuf::from(told.split('"').nth(1).unwrap_or_default());
+        let file = self.files.note_variable("SSL_CERT_FILE");
+        let directories = self.files.note_variable("SSL_CERT_DIR");
+        let named = (file.is_some(), directories.is_some());
+        self.files.note(&file.map_or_else(|| home.join("cert.pem"), PathBuf::from));
+        let directories = directories.unwrap_or_else(|| home.join("certs").into());
+        std::env::split_paths(&directories).for_each(|path| self.files.note_directory(&path));
+        named
     }
 
     /// Loads revocation lists. As in libpq, ones that cannot be loaded are ignored, and none are
@@ -251,20 +292,6 @@ impl Making<'_> {
             Error::Tls(format!("certificate does not match private key file \"{name}\": {why}"))
         })
     }
-}
-
-/// Whether OpenSSL finds certificates in a directory: under the hash of their subject, a dot and a
-/// number.
-fn is_hashed(directory: &Path) -> bool {
-    let is_hash = |name: &str| {
-        let (hash, number) = name.split_once('.').unwrap_or((name, ""));
-        hash.len() == 8
-            && hash.bytes().all(|b| b.is_ascii_hexdigit())
-            && number.parse::<u8>().is_ok()
-    };
-    fs::read_dir(directory).is_ok_and(|entries| {
-        entries.flatten().any(|entry| entry.file_name().to_str().is_some_and(is_hash))
-    })
 }
 
 fn missing_root(path: Option<&Path>) -> Error {
@@ -438,19 +465,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_directory_of_certificates_has_their_hashes_for_names() {
-        let directory = std::env::temp_dir().join(format!("pqcancel-hash-{}", std::process::id()));
-        fs::create_dir_all(&directory).unwrap();
-        for (name, counts) in [
-            ("ca-bundle.crt", false),
-            ("README.0", false),
-            ("0a1b2c3d.r0", false),
-            ("0a1b2c3d.0", true),
-        ] {
-            fs::write(directory.join(name), "").unwrap();
-            assert_eq!(is_hashed(&directory), counts, "{name}");
+    fn a_key_share_is_for_the_sessions_group() {
+        assert_eq!(
+            group_list(None),
+            "*P-256:*X25519:?X25519MLKEM768:?X448:?P-521:?P-384:?ffdhe2048:?ffdhe3072"
+        );
+        for (group, name) in GROUPS {
+            let list = group_list(Some(group));
+            assert!(list.starts_with(&format!("*{name}:")), "{list}");
+            assert_eq!(list.matches('*').count(), 1, "{list}");
+            assert_eq!(list.matches(':').count(), 7, "{list}");
         }
-        fs::remove_dir_all(&directory).unwrap();
-        assert!(!is_hashed(&directory));
+        assert_eq!(group_list_before_3_5(None), "P-256:X25519:X448:P-521:P-384");
+        assert_eq!(group_list_before_3_5(Some(Group::P384)), "P-384:P-256:X25519:X448:P-521");
     }
 }

@@ -1,5 +1,7 @@
 //! The files that a TLS context was made from: whether it would be made the same today.
 
+use std::env;
+use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -13,6 +15,7 @@ const COARSEST_TIME: Duration = Duration::from_secs(2);
 #[derive(Default)]
 pub(crate) struct TlsFiles {
     noted: Vec<(PathBuf, Option<Identity>)>,
+    variables: Vec<(&'static str, Option<OsString>)>,
     hides_changes: bool,
 }
 
@@ -46,7 +49,21 @@ impl TlsFiles {
         self.noted.push((path.to_owned(), Identity::of(path)));
     }
 
-    /// Notes a directory in which OpenSSL finds things when it needs them, and then keeps them; or a
+    /// Notes a variable of the environment that names files, and tells what it is.
+    pub(crate) fn note_variable(&mut self, name: &'static str) -> Option<OsString> {
+        let value = env::var_os(name);
+        self.variables.push((name, value.clone()));
+        value
+    }
+
+    /// Notes a directory in which OpenSSL finds things when it needs them, and then keeps them. Where
+    /// there is nothing to find, nothing can be there before the directory changes.
+    pub(crate) fn note_directory(&mut self, path: &Path) {
+        self.note(path);
+        self.hides_changes |= is_hashed(path);
+    }
+
+    /// Notes a directory in which OpenSSL finds things that have other names; or a
     /// file that could not be loaded, perhaps for want of memory.
     pub(crate) fn note_what_hides_changes(&mut self) {
         self.hides_changes = true;
@@ -55,6 +72,7 @@ impl TlsFiles {
     /// Whether all of them are as they were.
     pub(crate) fn are_unchanged(&self) -> bool {
         self.noted.iter().all(|(path, identity)| Identity::of(path) == *identity)
+            && self.variables.iter().all(|(name, value)| env::var_os(name) == *value)
     }
 
     /// Whether a change would be seen.
@@ -66,6 +84,20 @@ impl TlsFiles {
         !self.hides_changes
             && self.noted.iter().all(|(_, file)| file.as_ref().is_none_or(is_settled))
     }
+}
+
+/// Whether OpenSSL finds certificates in a directory: under the hash of their subject, a dot and a
+/// number.
+pub(crate) fn is_hashed(directory: &Path) -> bool {
+    let is_hash = |name: &str| {
+        let (hash, number) = name.split_once('.').unwrap_or((name, ""));
+        hash.len() == 8
+            && hash.bytes().all(|b| b.is_ascii_hexdigit())
+            && number.parse::<u8>().is_ok()
+    };
+    fs::read_dir(directory).is_ok_and(|entries| {
+        entries.flatten().any(|entry| entry.file_name().to_str().is_some_and(is_hash))
+    })
 }
 
 #[cfg(test)]
@@ -111,5 +143,22 @@ mod tests {
         assert!(old.show_changes());
         old.note_what_hides_changes();
         assert!(!old.show_changes());
+    }
+
+    #[test]
+    fn a_directory_of_certificates_has_their_hashes_for_names() {
+        let directory = std::env::temp_dir().join(format!("pqcancel-hash-{}", std::process::id()));
+        fs::create_dir_all(&directory).unwrap();
+        for (name, counts) in [
+            ("ca-bundle.crt", false),
+            ("README.0", false),
+            ("0a1b2c3d.r0", false),
+            ("0a1b2c3d.0", true),
+        ] {
+            fs::write(directory.join(name), "").unwrap();
+            assert_eq!(is_hashed(&directory), counts, "{name}");
+        }
+        fs::remove_dir_all(&directory).unwrap();
+        assert!(!is_hashed(&directory));
     }
 }

@@ -305,12 +305,8 @@ fn courier_time() -> u64 {
 /// processor time, or to begin. Without an answer from /proc it counts as waiting.
 fn courier_waits_for_a_lock() -> bool {
     // A lock that spins may do so asleep.
-    const BY: [c_long; 4] = [
-        libc::SYS_futex,
-        libc::SYS_sched_yield,
-        libc::SYS_nanosleep,
-        libc::SYS_clock_nanosleep,
-    ];
+    const BY: [c_long; 4] =
+        [libc::SYS_futex, libc::SYS_sched_yield, libc::SYS_nanosleep, libc::SYS_clock_nanosleep];
     let thread = COURIER_THREAD.load(Relaxed).unsigned_abs();
     if thread == 0 {
         return false;
