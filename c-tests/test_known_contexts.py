@@ -17,13 +17,15 @@ from certs import Certs
 from inotify import Watch
 from monitor import wait_until
 from programs import BUILD
-from server import Postgres
 
 # Files that were changed less long ago are read each time, because another change might not show: src/tls_files.rs.
 SETTLED = 3  # seconds
 
 OK, NOT_VERIFIED = "1 \n", "certificate verify failed"
 CLIENT = {"sslcert": "{dir}/client.crt", "sslkey": "{dir}/client.key"}
+# The machine's roots are in one file; the directory, which is not there, could have more.
+SYSTEM = {"sslrootcert": "system"}
+ROOTS = {"SSL_CERT_FILE": "{dir}/root.crt", "SSL_CERT_DIR": "{dir}/roots"}
 Change = Callable[[Path, Certs], object]
 
 
@@ -35,6 +37,7 @@ class Case:
     change: Change
     says: str  # part of what the cancel after the change says
     options: dict[str, str] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
 
 
 def install(name: str, source: str) -> Change:
@@ -68,6 +71,15 @@ def replace_in_directory(directory: Path, certs: Certs) -> None:
         shutil.copy(certs.other_crl, directory / "crls" / name)
 
 
+def move_into_directory(directory: Path, certs: Certs) -> None:
+    """The root is then where it was not, and no more where it was."""
+    command = ["openssl", "x509", "-noout", "-subject_hash", "-in", certs.ca]
+    name = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    (directory / "roots").mkdir()
+    shutil.copy(certs.ca, directory / "roots" / f"{name}.0")
+    install("root.crt", "other_ca")(directory, certs)
+
+
 CASES = [
     Case("root-overwritten", install("root.crt", "other_ca"), NOT_VERIFIED),
     Case("root-replaced", put_in_place("root.crt", "other_ca"), NOT_VERIFIED),
@@ -81,6 +93,8 @@ CASES = [
     Case("key-replaced", install("client.key", "client_wrong_key.key"), "key values mismatch", CLIENT),
     Case("key-readable", lambda d, c: (d / "client.key").chmod(0o644), "has group or world access", CLIENT),
     Case("key-gone", lambda d, c: (d / "client.key").unlink(), "but not private key file", CLIENT),
+    Case("machine-root-replaced", put_in_place("root.crt", "other_ca"), NOT_VERIFIED, SYSTEM, ROOTS),
+    Case("machine-root-moved", move_into_directory, OK, SYSTEM, ROOTS),
 ]
 
 
@@ -96,8 +110,8 @@ CONTEXT_SIZE = 3000  # KiB, at least, with the machine's roots
 class Process:
     """The program on_demand, for use in a `with` statement."""
 
-    def __init__(self, program: Path, libraries: list[Path], conninfo: str, home: Path):
-        environment = {"HOME": str(home), "LC_ALL": "C", "LD_LIBRARY_PATH": ":".join(map(str, libraries))}
+    def __init__(self, program: Path, libraries: list[Path], conninfo: str, environment: dict[str, str]):
+        environment = {"LC_ALL": "C", "LD_LIBRARY_PATH": ":".join(map(str, libraries)), **environment}
         self.process = subprocess.Popen([program, conninfo], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                         text=True)
 
@@ -151,11 +165,15 @@ def places(certs, tmp_path_factory) -> Path:
     return made
 
 
-def process(laboratory: Laboratory, library: str, server: Postgres, home: Path, options: dict[str, str]) -> Process:
+def process(laboratory: Laboratory, library: str, home: Path, options: dict[str, str],
+            environment: dict[str, str] | None = None) -> Process:
+    server = laboratory.servers["15"]
     options = {"host": "localhost", "hostaddr": server.host, "sslmode": "verify-full", "sslrootcert": "{dir}/root.crt", **options}
     conninfo = server.conninfo(**{name: value.format(dir=home) for name, value in options.items()})
-    libraries = [laboratory.oracle] if library == "libpq18" else laboratory.libraries("system")
-    return Process(laboratory.build / f"driver-{library}", libraries, conninfo, home)
+    host = "18" if options["sslrootcert"] == "system" else "system"  # before 16 that was a file's name
+    libraries = [laboratory.oracle] if library == "libpq18" else laboratory.libraries(host)
+    environment = {name: value.format(dir=home) for name, value in (environment or {}).items()}
+    return Process(laboratory.build / f"driver-{library}", libraries, conninfo, {"HOME": str(home), **environment})
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -163,7 +181,7 @@ def test_a_change_takes_effect_at_once(laboratory, places, case):
     said = {}
     for library in LIBRARIES:
         home = places / f"{case.name}-{library}"
-        with process(laboratory, library, laboratory.servers["15"], home, case.options) as running:
+        with process(laboratory, library, home, case.options, case.environment) as running:
             assert [running.cancel() for _ in range(3)] == 3 * [OK]
             case.change(home, laboratory.certs)
             said[library] = running.cancel().replace(str(home), "HOME")
@@ -171,18 +189,22 @@ def test_a_change_takes_effect_at_once(laboratory, places, case):
     assert said["pqcancel"] == said["libpq18"]
 
 
-def test_files_are_read_once(laboratory, places):
+@pytest.mark.parametrize("options, environment, files", [
+    (CLIENT, {}, ["root.crt", "client.crt", "client.key"]),
+    (SYSTEM, ROOTS, ["root.crt"]),
+], ids=["files", "machine-roots"])
+def test_files_are_read_once(laboratory, places, options, environment, files):
     """And by libpq 18, the control, each time."""
     opened = {}
     for library in LIBRARIES:
         home = places / f"{UNCHANGED}-{library}"
-        with process(laboratory, library, laboratory.servers["15"], home, CLIENT) as running, \
-                Watch([home / name for name in ("root.crt", "client.crt", "client.key")]) as watch:
+        with process(laboratory, library, home, options, environment) as running, \
+                Watch([home / name for name in files]) as watch:
             assert running.cancel() == OK
             first = watch.opened()
             assert running.cancel() == OK
             opened[library] = first, watch.opened()
-    assert opened["pqcancel"] == (3, 0)
+    assert opened["pqcancel"] == (len(files), 0)
     assert min(opened["libpq18"]) > 0
 
 
@@ -191,7 +213,7 @@ def test_replaced_contexts_are_dropped(laboratory, places):
     home = places / f"{UNCHANGED}-pqcancel"
     memory = []
     link(home, places, 0)
-    with process(laboratory, "pqcancel", laboratory.servers["15"], home, {"sslrootcert": "{dir}/current"}) as running:
+    with process(laboratory, "pqcancel", home, {"sslrootcert": "{dir}/current"}) as running:
         for number in range(BUNDLES):
             link(home, places, number)
             assert running.cancel() == OK
