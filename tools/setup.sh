@@ -26,7 +26,21 @@ krb5-admin-server:/usr/sbin/kadmin.local
 krb5-user:kinit
 npm:npm
 strace:strace
-groff-base:groff'
+groff-base:groff
+pgbouncer:/usr/sbin/pgbouncer
+php-cli:php
+php-pgsql:/usr/share/doc/php-pgsql
+libdbd-pg-perl:/usr/share/doc/libdbd-pg-perl
+odbc-postgresql:/usr/lib/*/odbc/psqlodbcw.so
+unixodbc-dev:/usr/include/sql.h
+libpqxx-dev:/usr/include/pqxx/pqxx
+python3-dev:/usr/include/python3*/Python.h
+python3-psycopg2:/usr/share/doc/python3-psycopg2
+python3-psycopg:/usr/share/doc/python3-psycopg
+python3-pygresql:/usr/share/doc/python3-pygresql
+tcl:tclsh
+libpgtcl:/usr/share/doc/libpgtcl
+ruby-pg:/usr/share/doc/ruby-pg'
 
 present() {
     case $1 in
