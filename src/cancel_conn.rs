@@ -57,6 +57,7 @@ struct Delivery {
     target: Arc<Target>,
     machine: Machine,
     link: Option<Link>,
+    connecting: Connecting,
     /// What will encrypt, where that is made before the connection.
     cipher: Option<Box<dyn Cipher>>,
     /// How often memory had run short when the delivery began.
@@ -72,6 +73,7 @@ impl CancelConn {
                 machine: Machine::new(target.request.clone(), target.negotiation()),
                 target,
                 link: None,
+                connecting: Connecting::InProgress,
                 cipher: None,
                 shortages: 0,
             }),
@@ -177,7 +179,10 @@ impl CancelConn {
                 return false;
             }
         };
-        let mut polling = Polling::Writing;
+        let mut polling = match self.status() {
+            Status::Started => Polling::Writing,
+            _ => self.poll(), // it is connected already, as Unix sockets are
+        };
         loop {
             let direction = match polling {
                 Polling::Ok => return true,
@@ -284,10 +289,10 @@ impl Delivery {
         if !target.address.is_local() {
             socket.set_tcp_options(&target.tcp)?;
         }
-        let connecting = socket.connect(&target.address)?;
+        self.connecting = socket.connect(&target.address)?;
         self.link = Some(Link::new(socket));
         self.machine.start();
-        if connecting == Connecting::Finished {
+        if self.connecting == Connecting::Finished {
             self.advance(permit)?;
         }
         Ok(())
@@ -325,7 +330,9 @@ impl Delivery {
         let event = match self.machine.want() {
             Want::Nothing => return Err(Error::InvalidState),
             Want::Connect => {
-                link.socket().finish_connect(&target.address)?;
+                if self.connecting == Connecting::InProgress {
+                    link.socket().finish_connect(&target.address)?;
+                }
                 if let (true, Some(required)) = (target.address.is_local(), &target.requirepeer) {
                     link.socket().require_peer(required)?;
                 }

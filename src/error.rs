@@ -350,6 +350,7 @@ impl ErrorMessage {
     /// whether anything will go wrong.
     pub fn append(&mut self, text: &str) {
         self.0.pop();
+        self.0.reserve(text.len() + 1);
         // A NUL inside would hide what follows it from a C reader.
         self.0.extend(text.bytes().filter(|byte| *byte != 0));
         self.0.push(0);
