@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from certs import Certs
-from figures import Figures
+from figures import BARE, Figures
 from server import Postgres
 from sides import BenchError, Side, Sides, run
 
@@ -70,7 +70,8 @@ def transports(server: Postgres, made: Certs, bundle: Path) -> list[Transport]:
         Transport(ONE_CA, server.conninfo(**tls, sslrootcert=made.ca)),
         Transport(CLIENT_CERTIFICATE, server.conninfo(**tls, sslrootcert=made.ca, **client)),
         Transport(BUNDLE, server.conninfo(**tls, sslrootcert=bundle), dear=True),
-        Transport(SYSTEM, server.conninfo(**tls, sslrootcert="system"), {"SSL_CERT_FILE": str(bundle)}, dear=True),
+        Transport(SYSTEM, server.conninfo(**tls, sslrootcert="system"),
+                  {"SSL_CERT_FILE": str(bundle), "SSL_CERT_DIR": str(bundle.parent / "none")}, dear=True),
         Transport(PLAINTEXT, server.conninfo(sslmode="disable")),
         Transport(UNIX, server.conninfo(host=server.socket_dir)),
     ]
@@ -87,15 +88,17 @@ def measure_times(figures: Figures, sides: Sides, all_transports: list[Transport
             for way in WAYS:
                 order = sides.all if way in NEW_WAYS and transport.name in (ONE_CA, BUNDLE) else sides.both
                 for side in order if round_ % 2 == 0 else reversed(order):
-                    _time(figures, side, transport, way, amount.of(transport))
+                    _time(figures, side.name, side, transport, way, way, amount.of(transport))
+                if not transport.encrypted:
+                    _time(figures, BARE, sides.libpq, transport, way, "bare", amount.of(transport))
 
 
-def _time(figures: Figures, side: Side, transport: Transport, way: str, cancels: int) -> None:
+def _time(figures: Figures, name: str, side: Side, transport: Transport, compared: str, way: str, cancels: int) -> None:
+    """Times a way to cancel, as one of those that are compared."""
     lines = side.measure(transport.conninfo, "times", way, cancels, environment=transport.environment)
     walls, processors = zip(*[(int(wall), int(processor)) for wall, processor in lines])
-    name = subject(transport, way)
-    figures.add(name, "wall", "s", side.name, statistics.median(walls) * NANOSECOND)
-    figures.add(name, "processor", "s", side.name, statistics.mean(processors) * NANOSECOND)
+    figures.add(subject(transport, compared), "wall", "s", name, statistics.median(walls) * NANOSECOND)
+    figures.add(subject(transport, compared), "processor", "s", name, statistics.mean(processors) * NANOSECOND)
 
 
 def measure_counts(figures: Figures, sides: Sides, all_transports: list[Transport], amount: Amount) -> list[str]:

@@ -6,6 +6,7 @@ import statistics
 from dataclasses import dataclass, field
 
 LIBPQ, PQCANCEL = "libpq 18", "pqcancel"
+BARE = "system calls alone"
 
 # Of a unit: how much one of it is, its name. The largest that a number is not below is used.
 SCALES = {

@@ -2,7 +2,8 @@
  * What cancels cost their client. The same object file is linked with libpq, and with pqcancel in front of it.
  *
  *     measure CONNINFO libraries           the files that the functions come from
- *     measure CONNINFO times WAY CANCELS   for each cancel: wall time, processor time
+ *     measure CONNINFO times WAY CANCELS   for each cancel: wall time, processor time. (WAY "bare": what its system calls alone
+ *                                          take, over libpq 18, in plaintext)
  *     measure CONNINFO counts CANCELS      each way so many times, between marks that strace and callgrind see; prints for each
  *                                          the allocations, in a program linked with allocations.c
  *     measure CONNINFO steps CANCELS       from the first of the process on, polled. For each cancel: processor time of
@@ -29,6 +30,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -199,6 +201,29 @@ end_old(void)
 	PQfreeCancel(kept);
 }
 
+/*
+ * The least that any client can do, over the very address: system calls, and nothing else. The request is where libpq 18 has
+ * it in its struct pg_cancel.
+ */
+static void
+bare(void)
+{
+	const unsigned char *packet = (const unsigned char *) kept + 160;
+	size_t		size = (size_t) packet[2] << 8 | packet[3];
+	struct sockaddr_storage address;
+	socklen_t	length = sizeof(address);
+	char		byte;
+	int			fd;
+
+	if (getpeername(PQsocket(session), (struct sockaddr *) &address, &length) < 0 ||
+		(fd = socket(address.ss_family, SOCK_STREAM | SOCK_CLOEXEC, 0)) < 0 ||
+		connect(fd, (struct sockaddr *) &address, length) < 0 ||
+		send(fd, packet, size, MSG_NOSIGNAL) != (ssize_t) size ||
+		recv(fd, &byte, 1, 0) != 0)
+		die("bare system calls: %m");
+	close(fd);
+}
+
 struct way
 {
 	const char *name;
@@ -216,12 +241,17 @@ static const struct way ways[] = {
 
 #define WAYS (sizeof(ways) / sizeof(ways[0]))
 
+/* For comparison; plaintext only. */
+static const struct way bare_way = {"bare", begin_old, bare, end_old};
+
 static const struct way *
 way_named(const char *name)
 {
 	for (size_t i = 0; i < WAYS; i++)
 		if (strcmp(ways[i].name, name) == 0)
 			return &ways[i];
+	if (strcmp(bare_way.name, name) == 0)
+		return &bare_way;
 	die("no such way: %s", name);
 }
 

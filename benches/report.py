@@ -6,7 +6,7 @@ from typing import Callable
 
 import cancels
 import distances
-from figures import LIBPQ, PQCANCEL, Figures, shown_ratio, table, written
+from figures import BARE, LIBPQ, PQCANCEL, Figures, shown_ratio, table, written
 from goals import goals
 from sides import Side, Sides
 
@@ -105,7 +105,19 @@ class Report:
             for side in self.libpqs:
                 row += [goal.shown(goal.value(self.figures, side.name), self.figures), goal.judged(self.figures, side.name)]
             rows.append(row)
-        return "\n".join([table(headings, rows), *map(self._met, self.libpqs)])
+        return "\n".join([table(headings, rows), *map(self._met, self.libpqs), *self._floors()])
+
+    def _floors(self) -> list[str]:
+        """What no client could get below."""
+        lines = []
+        for transport in (cancels.PLAINTEXT, cancels.UNIX):
+            for way in cancels.NEW_WAYS:
+                figure = self.figures.find(f"{transport}: {way}", "processor")
+                ratio = figure.ratio(side=BARE)
+                if ratio is not None:
+                    lines.append(f"{figure.subject}: socket, connect, send, recv and close alone take "
+                                 f"{figure.shown(BARE, spread=False)} of processor time, {shown_ratio(ratio)} of libpq's.")
+        return lines
 
     def _met(self, side: Side) -> str:
         judged = [goal.is_met(self.figures, side.name) for goal in self.goals.values()]
