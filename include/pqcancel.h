@@ -36,8 +36,8 @@ extern "C" {
  *
  * Everything needed is copied: `conn` may be used, closed or freed afterwards. Nothing is sent
  * yet. How the session is protected is decided now: a session over TLS is cancelled over TLS,
- * verified by the session's own settings, and never otherwise. For one over TLS the first call reads
- * the certificates that the session's options name, so that PQcancelPoll() need not, unless they
+ * verified by the session's own settings, one encrypted with GSSAPI so, too, and never otherwise.
+ * For one over TLS the first call reads the certificates that the session's options name, so that PQcancelPoll() need not, unless they
  * change; with all the roots that a machine trusts that takes some milliseconds.
  *
  * Returns a cancel connection, to be freed with PQcancelFinish(); NULL only when out of memory.
@@ -75,7 +75,8 @@ int PQcancelBlocking(PGcancelConn *cancelConn);
 
 /**
  * Go on with a started cancel request as far as that needs no waiting, as PQcancelPoll() of
- * libpq 17 and 18. Polling before the socket is ready does no harm.
+ * libpq 17 and 18. Polling before the socket is ready does no harm. (With GSSAPI it waits if a ticket
+ * has to be fetched from the KDC, as libpq does.)
  *
  * Returns PGRES_POLLING_READING or PGRES_POLLING_WRITING: wait until the socket of
  * PQcancelSocket() can be read or written, and call it again. Returns PGRES_POLLING_OK when the
@@ -90,7 +91,7 @@ PostgresPollingStatusType PQcancelPoll(PGcancelConn *cancelConn);
  * The status of a cancel connection, as PQcancelStatus() of libpq 17 and 18.
  *
  * Returns CONNECTION_ALLOCATED before it is started, then CONNECTION_STARTED, CONNECTION_MADE,
- * CONNECTION_SSL_STARTUP or CONNECTION_AWAITING_RESPONSE, in the end CONNECTION_OK (the request
+ * CONNECTION_SSL_STARTUP, CONNECTION_GSS_STARTUP or CONNECTION_AWAITING_RESPONSE, in the end CONNECTION_OK (the request
  * is delivered) or CONNECTION_BAD (also for NULL).
  *
  * Thread rule: one thread at a time. Not for signal handlers.
@@ -140,7 +141,7 @@ void PQcancelFinish(PGcancelConn *cancelConn);
  * Make a PGcancel for the session `conn`, as PQgetCancel() of libpq: what PQcancel() needs, so that
  * it can be called from another thread or from a signal handler. To be freed with PQfreeCancel().
  *
- * How the session is protected is decided now, as by PQcancelCreate(). For a session over TLS the
+ * How the session is protected is decided now, as by PQcancelCreate(). For an encrypted session the
  * first call in a process starts a thread, which has all signals blocked; for one in plaintext
  * nothing is started. Called again for the same session, it costs about a microsecond.
  *
@@ -156,7 +157,7 @@ PGcancel *PQgetCancel(PGconn *conn);
  * request.
  *
  * A session in plaintext is cancelled by system calls, for as long as they take, as in libpq. For
- * one over TLS the request is encrypted exactly as by PQcancelBlocking(), by the thread that
+ * one that is encrypted the request is, too, exactly as by PQcancelBlocking(), by the thread that
  * PQgetCancel() started; it takes no longer than the session's connect_timeout, or if there is
  * none, PQCANCEL_TIMEOUT or 10 seconds. If that thread cannot go on, because the program was
  * interrupted while it held a lock (malloc's, say), PQcancel() fails after about half a second.
