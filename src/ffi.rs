@@ -47,8 +47,9 @@ macro_rules! return_address_as_second_argument {
 /// Everything needed is copied: `conn` may be used, closed or freed afterwards. Nothing is sent
 /// yet. How the session is protected is decided now: a session over TLS is cancelled over TLS,
 /// verified by the session's own settings, one encrypted with GSSAPI so, too, and never otherwise.
-/// For one over TLS the first call reads the certificates that the session's options name, so that PQcancelPoll() need not, unless they
-/// change; with all the roots that a machine trusts that takes some milliseconds.
+/// For one over TLS the first call reads the certificates that the session's options name, so that
+/// PQcancelPoll() need not, unless they change; with all the roots that a machine trusts that takes
+/// some milliseconds.
 ///
 /// Returns a cancel connection, to be freed with PQcancelFinish(); NULL only when out of memory.
 /// If the session cannot be cancelled (NULL, closed, no key from the server, an unknown libpq),
@@ -152,8 +153,8 @@ unsafe extern "C" fn poll(
 /// The status of a cancel connection, as PQcancelStatus() of libpq 17 and 18.
 ///
 /// Returns CONNECTION_ALLOCATED before it is started, then CONNECTION_STARTED, CONNECTION_MADE,
-/// CONNECTION_SSL_STARTUP, CONNECTION_GSS_STARTUP or CONNECTION_AWAITING_RESPONSE, in the end CONNECTION_OK (the request
-/// is delivered) or CONNECTION_BAD (also for NULL).
+/// CONNECTION_SSL_STARTUP, CONNECTION_GSS_STARTUP or CONNECTION_AWAITING_RESPONSE, in the end
+/// CONNECTION_OK (the request is delivered) or CONNECTION_BAD (also for NULL).
 ///
 /// Thread rule: one thread at a time. Not for signal handlers.
 #[unsafe(no_mangle)]
@@ -261,7 +262,8 @@ unsafe extern "C" fn get_cancel(conn: *mut PGconn, return_address: *const c_void
 /// one that is encrypted the request is, too, exactly as by PQcancelBlocking(), by the thread that
 /// PQgetCancel() started; it takes no longer than the session's connect_timeout, or if there is
 /// none, PQCANCEL_TIMEOUT or 10 seconds. If that thread cannot go on, because the program was
-/// interrupted while it held a lock (malloc's, say), PQcancel() fails after about half a second.
+/// interrupted while it held a lock (malloc's, say), PQcancel() fails after about half a second, or
+/// two if the lock is one that spins.
 /// What has failed is not sent any more, and nothing is ever sent in plaintext instead.
 ///
 /// Returns 1 if the request was sent, which does not mean that it had an effect. Returns 0 if not:
