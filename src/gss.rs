@@ -97,10 +97,9 @@ impl Cipher for Gss {
                 None => return Ok(Handshake::NeedsMore),
             }
         }
-        let next = self.context.next_token(&token)?;
-        if next.is_empty() {
+        let Some(next) = self.context.next_token(&token)? else {
             return Ok(Handshake::Finished);
-        }
+        };
         self.queue(&next, LONGEST_TOKEN)?;
         Ok(Handshake::SpeaksNext)
     }

@@ -53,6 +53,13 @@ const SEQUENCE_FLAG: u32 = 8;
 const CONF_FLAG: u32 = 16;
 const INTEG_FLAG: u32 = 32;
 
+/// What a context must have, as far as the mechanism tells. (libpq does not ask, and finds out when it
+/// encrypts.)
+const REQUIRED_FLAGS: u32 = MUTUAL_FLAG | CONF_FLAG | INTEG_FLAG;
+
+/// `GSS_S_CONTINUE_NEEDED`.
+const CONTINUE_NEEDED: u32 = 1;
+
 /// `GSS_C_INITIATE`.
 const INITIATE: c_int = 1;
 /// `GSS_C_GSS_CODE` and `GSS_C_MECH_CODE`.
@@ -261,16 +268,17 @@ impl Context {
         !self.handle.is_null()
     }
 
-    /// Takes the server's token (none, to begin with) and makes the next one for it: none at the end.
-    pub(crate) fn next_token(&mut self, token: &[u8]) -> Result<Vec<u8>, Error> {
-        let mut next = Buffer::empty();
+    /// Takes the server's token (none, to begin with) and makes the next one for it. None at the end,
+    /// when the context is established.
+    pub(crate) fn next_token(&mut self, token: &[u8]) -> Result<Option<Vec<u8>>, Error> {
+        let (mut next, mut flags) = (Buffer::empty(), 0);
         let handle = &mut self.handle;
         // SAFETY: the handles are the library's, the context's NULL to begin with; the token is only
         // read; what is NULL may be: no preference of a mechanism, no channel bindings, no answers.
         let status = self.gssapi.call(|gss, minor| unsafe {
             let (credentials, server, token) =
                 (self.credentials.1, self.server.1, Buffer::of(token));
-            let (any, none) = (std::ptr::null(), std::ptr::null_mut());
+            let any = std::ptr::null();
             (gss.gss_init_sec_context)(
                 minor,
                 credentials,
@@ -283,15 +291,22 @@ impl Context {
                 &token,
                 std::ptr::null_mut(),
                 &mut next,
-                none,
-                none,
+                &mut flags,
+                std::ptr::null_mut(),
             )
         });
         let next = self.gssapi.take(next);
         if status.is_error() {
             return Err(self.gssapi.failure("could not initiate GSSAPI security context", &status));
         }
-        Ok(next)
+        if !next.is_empty() {
+            return Ok(Some(next));
+        }
+        if status.major & CONTINUE_NEEDED != 0 || flags & REQUIRED_FLAGS != REQUIRED_FLAGS {
+            let text = "GSSAPI security context without mutual authentication or confidentiality";
+            return Err(Error::Gss(text.to_owned()));
+        }
+        Ok(None)
     }
 
     /// Encrypts.
