@@ -178,6 +178,10 @@ impl Host {
     /// of a third libpq, is taken for the host's.
     fn bind(identity: NonNull<c_void>) -> Result<Host, Error> {
         let object = Object::containing(identity.as_ptr()).ok_or(Error::HostNotFound)?;
+        // A libpq that is linked into the same program as we are: its functions are hidden by ours.
+        if Object::containing((&raw const LATEST).cast()).is_some_and(|o| o.base == object.base) {
+            return Err(Error::HostLacks("PQgetCancel"));
+        }
         let library = Library::open(&object).ok_or(Error::HostNotFound)?;
         let version = version_of(&library).ok_or(Error::HostLacks("PQlibVersion"))?;
         let functions = Functions::look_up(&library)?;
