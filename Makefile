@@ -1,5 +1,6 @@
 # pqcancel. `make demo` and `make test` set up what is missing and do everything; see README.md.
 # `make test-matrix` tests with every libpq and every server, and the library on the system's OpenSSL.
+# `make && sudo make install` puts it into the system, `make deb` and `make rpm` into a package.
 
 CARGO   ?= cargo
 PYTHON  ?= /usr/bin/python3
@@ -12,16 +13,36 @@ else ifneq ($(OPENSSL),vendored)
 $(error OPENSSL is vendored or system, not $(OPENSSL))
 endif
 
-BUILD   := $(CARGO) build --release --locked $(FEATURES)
+# Where `make install` puts things. On Debian a package has LIBDIR=/usr/lib/x86_64-linux-gnu, on Red Hat LIBDIR=/usr/lib64.
+PREFIX     ?= /usr/local
+BINDIR     ?= $(PREFIX)/bin
+LIBDIR     ?= $(PREFIX)/lib
+INCLUDEDIR ?= $(PREFIX)/include
+MANDIR     ?= $(PREFIX)/share/man
+
+# The command looks for the library from its own place (src/bin/pqcancel/library.rs). Of any other LIBDIR it has to be told
+# when it is built.
+MULTIARCH  := $(shell uname -m)-linux-gnu
+FAR_LIBDIR := $(filter-out $(addprefix $(dir $(BINDIR)),lib lib64 lib/$(MULTIARCH)),$(LIBDIR))
+ifneq ($(FAR_LIBDIR),)
+export PQCANCEL_LIBDIR := $(FAR_LIBDIR)
+endif
+
+# Not with our DESTDIR and LIBDIR, which the make of OpenSSL would take for its own.
+BUILD   := env -u MAKEFLAGS $(CARGO) build --release --locked $(FEATURES)
 
 export CARGO_TARGET_DIR ?= target
-LIBRARY := $(CARGO_TARGET_DIR)/release/libpqcancel.so
+BUILT   := $(CARGO_TARGET_DIR)/release
+LIBRARY := $(BUILT)/libpqcancel.so
+INSTALL  = BUILT='$(BUILT)' OPENSSL='$(OPENSSL)' DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' BINDIR='$(BINDIR)' LIBDIR='$(LIBDIR)' \
+	INCLUDEDIR='$(INCLUDEDIR)' MANDIR='$(MANDIR)' FAR_LIBDIR='$(FAR_LIBDIR)' tools/install.sh
 PYTEST  := PQCANCEL_LIB=$(LIBRARY) PQCANCEL_BUILD=$(CARGO_TARGET_DIR)/c-tests $(PYTHON) -m pytest c-tests -q
 
 # rustup puts cargo here; a fresh login shell may not have looked yet.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-.PHONY: all build header check test test-matrix unit-test c-test fuzz bench demo setup-build setup-test clean
+.PHONY: all build install uninstall deb rpm header check test test-matrix test-packages unit-test c-test fuzz bench demo \
+	setup-build setup-test setup-packages clean
 
 all: build
 
@@ -30,7 +51,19 @@ all: build
 build:
 	$(BUILD)
 	ln -sf libpqcancel.so $(LIBRARY).1
-	dropin/build.sh $(dir $(LIBRARY))dlopen $(LIBPQ)
+	dropin/build.sh $(BUILT)/dlopen $(LIBPQ)
+	tools/archive.sh $(BUILT)
+
+# They build nothing: first `make`, then perhaps `sudo make install`.
+install:
+	@$(INSTALL) install
+
+uninstall:
+	@$(INSTALL) uninstall
+
+# For the distribution that this is: with its libc, and in front of its libpq.
+deb rpm: build
+	tools/package.sh $@ $(BUILT)
 
 # The generated header, as this build made it. A test fails while the committed one differs.
 header: build
@@ -67,6 +100,11 @@ test-matrix: setup-test
 	$(PYTEST) -m matrix
 	$(MAKE) OPENSSL=system CARGO_TARGET_DIR=target/system build unit-test c-test
 
+# Packages are installed and removed in a copy of the system. The first time the tools that make them are built.
+test-packages: setup-packages
+	$(MAKE) deb rpm
+	$(PYTEST) -m packages
+
 demo: setup-build
 	@$(MAKE) --no-print-directory build
 	@$(PYTHON) demo/run.py
@@ -76,6 +114,9 @@ setup-build:
 
 setup-test:
 	@tools/setup.sh test
+
+setup-packages:
+	@tools/setup.sh packages
 
 clean:
 	$(CARGO) clean

@@ -586,11 +586,11 @@ LIMITS = ["setuid", "setgid", "capabilities", "statically linked", "another mach
           "by its path", "DT_RUNPATH"]
 
 
-def manual() -> str:
-    """The manual page as people read it, which needs groff; its warnings are errors."""
+def manual(page: Path = MANUAL) -> str:
+    """A manual page as people read it, which needs groff; its warnings are errors."""
     if not shutil.which("groff"):
         pytest.skip("groff is not here")
-    command = ["groff", "-mdoc", "-Tascii", "-P-c", "-P-b", "-P-u", "-rHY=0", "-ww", MANUAL]
+    command = ["groff", "-mdoc", "-Tascii", "-P-c", "-P-b", "-P-u", "-rHY=0", "-ww", page]
     result = subprocess.run(command, capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (0, ""), result
     return result.stdout

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Installs what is missing on a Debian-like machine to build and demonstrate (`setup.sh build`) or
-# also to test (`setup.sh test`). Does nothing where nothing is missing.
+# Installs what is missing on a Debian-like machine to build and demonstrate (`setup.sh build`), also to test (`setup.sh test`),
+# or also to make packages (`setup.sh packages`). Does nothing where nothing is missing.
 set -eu
 
 # package: a command or file that shows it is there
@@ -40,7 +40,11 @@ python3-psycopg:/usr/share/doc/python3-psycopg
 python3-pygresql:/usr/share/doc/python3-pygresql
 tcl:tclsh
 libpgtcl:/usr/share/doc/libpgtcl
-ruby-pg:/usr/share/doc/ruby-pg'
+ruby-pg:/usr/share/doc/ruby-pg
+cmake:cmake'
+package_needs='
+dpkg-dev:dpkg-shlibdeps
+rpm:rpm'
 
 present() {
     case $1 in
@@ -73,7 +77,8 @@ install_packages() {
 case ${1-} in
     build) needs=$build_needs ;;
     test) needs="$build_needs $test_needs" ;;
-    *) echo "usage: setup.sh build|test" >&2; exit 2 ;;
+    packages) needs="$build_needs $test_needs $package_needs" ;;
+    *) echo "usage: setup.sh build|test|packages" >&2; exit 2 ;;
 esac
 
 missing=
