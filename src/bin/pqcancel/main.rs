@@ -1,13 +1,16 @@
 //! The command `pqcancel PROGRAM ARGUMENT...`: puts the library in front of LD_PRELOAD (and, where
 //! that is asked for, the drop-in in front of LD_LIBRARY_PATH) and becomes the program. Where the
 //! dynamic loader would ignore the library without a word, it says so and runs nothing. It knows
-//! the library by name only: no code of it is in here.
+//! the library by name only: no code of it is in here. `pqcancel doctor` runs no program but
+//! examines a session, see doctor.rs.
 //!
 //! The program gets everything as we got it. That is why `main` is C's: Rust's own would change
 //! the action of SIGPIPE and open what is closed of the standard descriptors.
 
 #![cfg_attr(not(test), no_main)]
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic))]
 
+mod doctor;
 mod dropin;
 mod image;
 mod library;
@@ -61,12 +64,16 @@ fn describe(error: &io::Error) -> String {
 #[cfg_attr(not(test), unsafe(no_mangle))]
 extern "C" fn main(_argc: c_int, _argv: *const *const c_char) -> c_int {
     let done = request::parse(env::args_os().skip(1)).and_then(|request| match request {
-        Request::Help => print(request::HELP),
-        Request::Version => print(&version()),
+        Request::Help => print(request::HELP).map(|()| 0),
+        Request::Version => print(&version()).map(|()| 0),
+        Request::Doctor(doctor::Request::Help) => print(doctor::HELP).map(|()| 0),
+        Request::Doctor(doctor::Request::Examine(options)) => {
+            doctor::run(&options).map(|verdict| verdict as c_int)
+        }
         Request::Run(run) => become_program(run).map(|never| match never {}),
     });
     match done {
-        Ok(()) => 0,
+        Ok(status) => status,
         Err(Refusal { status, reason }) => {
             // With stderr gone, too, the status has to say it all.
             let _ = writeln!(io::stderr(), "pqcancel: {reason}");

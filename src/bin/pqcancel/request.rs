@@ -3,10 +3,11 @@
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 
-use crate::{Refusal, dropin};
+use crate::{Refusal, doctor, dropin};
 
 pub(crate) const HELP: &str = "\
 usage: pqcancel [--trace[=FILE]] [--dlopen[=DIR]] [--] PROGRAM [ARGUMENT...]
+       pqcancel doctor [--json] [--libpq=FILE] [CONNINFO]
        pqcancel --help | --version
 
 Runs PROGRAM with every cancel request of its PostgreSQL sessions (Ctrl-C in
@@ -20,6 +21,9 @@ psql, for example) protected as the session is: encrypted where that is.
   --dlopen=DIR    the same with the drop-in in DIR
   --version       show the version, and which library is used
   --help          show this text
+
+`pqcancel doctor` opens a session and shows what protects it and its cancels,
+see `pqcancel doctor --help`. (`pqcancel -- doctor` runs a program of that name.)
 
 What it cannot do:
   - setuid and setgid programs, programs with file capabilities, statically
@@ -50,9 +54,13 @@ const USAGE: &str = "usage: pqcancel [--trace[=FILE]] [--dlopen[=DIR]] [--] PROG
 /// What PQCANCEL_TRACE calls standard error. A file of this name is `./stderr`.
 pub(crate) const STDERR: &str = "stderr";
 
+/// As the first argument it is no program's name.
+const DOCTOR: &str = "doctor";
+
 pub(crate) enum Request {
     Help,
     Version,
+    Doctor(doctor::Request),
     Run(Run),
 }
 
@@ -66,7 +74,11 @@ pub(crate) struct Run {
 }
 
 /// Options end at the first argument that is none, which is the program, or at `--`.
-pub(crate) fn parse(mut arguments: impl Iterator<Item = OsString>) -> Result<Request, Refusal> {
+pub(crate) fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Request, Refusal> {
+    let mut arguments = arguments.peekable();
+    if arguments.next_if(|first| first == DOCTOR).is_some() {
+        return doctor::parse(arguments).map(Request::Doctor);
+    }
     let mut trace = None;
     let mut dlopen = None;
     let program = loop {
@@ -96,12 +108,12 @@ pub(crate) fn parse(mut arguments: impl Iterator<Item = OsString>) -> Result<Req
 }
 
 /// A lone dash is none.
-fn is_option(argument: &OsStr) -> bool {
+pub(crate) fn is_option(argument: &OsStr) -> bool {
     matches!(argument.as_bytes(), [b'-', _, ..])
 }
 
 /// An option and its value; an empty value makes it an option that there is not.
-fn split(argument: &OsStr) -> (&[u8], Option<&OsStr>) {
+pub(crate) fn split(argument: &OsStr) -> (&[u8], Option<&OsStr>) {
     let bytes = argument.as_bytes();
     match bytes.iter().position(|byte| *byte == b'=') {
         Some(at) if at + 1 < bytes.len() => {
