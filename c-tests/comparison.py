@@ -18,9 +18,11 @@ from certs import Certs
 from hostile import CancelConnection, Proxy, Run, Script
 from library import has_private_openssl
 from server import Postgres, conninfo
+import peers
 import wire
 
-# Which server, how the session is encrypted, and over what it goes. "direct" needs a server and a libpq of 17 or later.
+# Which server, how the session is encrypted, and over what it goes. "direct" needs a server and a libpq of 17 or later, "gss"
+# a Laboratory whose server knows a Kerberos realm.
 TRANSPORTS = {
     "tcp4": ("15", "plain", "tcp4"),
     "tcp6": ("15", "plain", "tcp6"),
@@ -31,9 +33,10 @@ TRANSPORTS = {
     "tls6": ("15", "tls", "tcp6"),
     "tls18": ("18", "tls", "tcp4"),
     "direct18": ("18", "direct", "tcp4"),
+    "gss": ("gss", "gss", "tcp4"),
 }
 
-# The libpq below pqcancel: Debian's own, and the oracle's, for what only that knows.
+# The libpq below pqcancel: Debian's own, and the oracle's, for what only that knows. (Also "17": see libraries.)
 HOSTS = ("system", "18")
 NEEDS_LIBPQ_18 = ("sslnegotiation", "sslcertmode", "sslkeylogfile", "max_protocol_version", "load_balance_hosts")
 
@@ -88,6 +91,8 @@ class Difference:
 
 
 NO_TLS = "server does not support SSL, but SSL was required"
+STALE_ERRNO = "could not send cancel packet: Resource temporarily unavailable"
+GSS_ERROR = "server sent an error response during GSS encryption exchange"
 SERVER_CLOSED = "server closed the connection unexpectedly"
 
 DIFFERENCES = [
@@ -99,6 +104,8 @@ DIFFERENCES = [
     Difference("plain-session-prefer-*", "wire 1: SSLRequest, ClientHello", "wire 1: CancelRequest of 16 bytes in the clear",
                "a session in the clear is cancelled in the clear, a round trip less", on_the_wire=True),
     Difference("old-tls-*", "wire 1: CancelRequest of", "wire 1: ", "PQcancel of a TLS session is encrypted", on_the_wire=True),
+    Difference("old-gss-*", "wire 1: CancelRequest of", "wire 1: GSSENCRequest", "PQcancel of a GSSAPI session is encrypted",
+               on_the_wire=True),
     Difference("bare-eof-*", "SSL error: unexpected eof while reading", "status=OK",
                "the request was sent and the server closed: that is success with and without close_notify"),
     Difference("reset-at-made-polled-[tu][cn]*", "status=OK", SERVER_CLOSED, "a request that could not be sent is a failure"),
@@ -108,6 +115,26 @@ DIFFERENCES = [
     Difference("negative-answer-hook-*", "interrupted or cancelled", "bad decrypt",
                "a passphrase hook's answer below zero counts as no passphrase"),
     Difference("answer-zero-*", "negotiation: \"", "negotiation: \\n\"", "every message ends in a newline, also one that shows a NUL"),
+    Difference("gss-refused-*-disable-*", "in the clear", "GSS", "a GSSAPI session is cancelled in no other way", on_the_wire=True),
+    Difference("gss-refused-*-prefer-*", "ClientHello", "GSS", "a GSSAPI session is cancelled in no other way", on_the_wire=True),
+    Difference("*-as-preferred-*-gss", "-> OK  status=OK", "GSSAPI", "a GSSAPI session is cancelled in no other way",
+               on_the_wire=True),
+    Difference("*G*-then-fin-*-gss", 'failed: "', SERVER_CLOSED, "every failure has a reason"),
+    Difference("empty-token-*-gss", "", "could not initiate GSSAPI security context: ",
+               "an empty token is no good, and nothing more is waited for"),
+    Difference("*token*-then-close-*-gss", 'failed: "', SERVER_CLOSED, "every failure has a reason"),
+    Difference("token-error-in-words-*", 'failed: forged text\\n"', GSS_ERROR, "who is not known yet puts no words into our mouth"),
+    Difference("token-error-*", 'failed: \\n"', GSS_ERROR, "who is not known yet puts no words into our mouth"),
+    Difference("unasked-text-*", "packet of 76 bytes", "oversize GSSAPI packet",
+               "a server that has spoken already will not take the request", on_the_wire=True),
+    Difference("*-in-other-words-*", ": Unknown code 0", ": Success", "the words are those of the host's own Kerberos library"),
+    Difference("weak-[cw]*", STALE_ERRNO, "GSSAPI", "the second line is about something else"),
+    *(Difference(f"weak-{name}-*", "packet of 76 bytes", "GSSAPI security context without mutual authentication or confidentiality",
+                 "a context must have what was asked for", on_the_wire=True)
+      for name in ("told-confidentiality", "told-mutual", "end")),
+    Difference("weak-large-packet-*", STALE_ERRNO, "GSSAPI", "the second line is about something else"),
+    Difference("*-at-made-gss-*", "status=OK", SERVER_CLOSED, "a request that could not be sent is a failure"),
+    Difference("answered-empty-packet-*-gss", "", "GSSAPI unwrap error: ", "an empty packet is no good, and nothing more is waited for"),
     Difference("null-poll-and-reset-*", "exit status -11", "survived\nexit status 0", "libpq crashes"),
 ]
 
@@ -168,8 +195,9 @@ class Laboratory:
         return self._run(scenario, directory, self.build / "driver-pqcancel", self.libraries(host), terminal)
 
     def libraries(self, host: str) -> list[Path]:
-        """Where driver-pqcancel finds its libraries, over Debian's libpq or over the oracle's."""
-        return [self.build, self.library.parent] + ([self.oracle] if host == "18" else [])
+        """Where driver-pqcancel finds its libraries, over Debian's libpq, psycopg2's or the oracle's."""
+        below = {"system": [], "17": [peers.libpq17()], "18": [self.oracle]}
+        return [self.build, self.library.parent, *below[host]]
 
     def _run(self, scenario: Scenario, directory: Path, driver: Path, libraries: list[Path],
              terminal: int | None = None) -> Outcome:
@@ -203,6 +231,8 @@ class Laboratory:
         options = {"host": proxy.host, "port": proxy.port, "user": "postgres", "dbname": "postgres"}
         if start == "plain":
             options["sslmode"] = "disable"
+        elif start == "gss":
+            options.update(host="localhost", hostaddr=proxy.host, gssencmode="require")
         else:
             options.update(host="localhost", hostaddr=proxy.host, sslmode="verify-full", sslrootcert="{c.ca}")
         if start == "direct":
@@ -214,13 +244,16 @@ class Laboratory:
 
     def _environment(self, scenario: Scenario, directory: Path, libraries: list[Path], run: Run) -> dict[str, str]:
         gates = [gate for gate in (scenario.gates, "session" if scenario.at_session else "") if gate]
+        server = run.proxy.server
+        monitor = {"host": server.socket_dir} if TRANSPORTS[scenario.transport][1] == "gss" else {"sslmode": "disable"}
         environment = {
             "HOME": str(directory),
             "LC_ALL": "C",
             "LD_LIBRARY_PATH": ":".join(map(str, libraries)),
             "DRIVER_CONTROL_FD": str(run.driver_control.fileno()),
             "DRIVER_GATES": ",".join(gates),
-            "DRIVER_MONITOR": run.proxy.server.conninfo(sslmode="disable"),
+            "DRIVER_MONITOR": server.conninfo(**monitor),
+            **server.client_environment,
         }
         return {**environment, **{k: _filled(v, self.certs, directory) for k, v in scenario.environment.items()}}
 

@@ -15,10 +15,18 @@ import matrix
 import peers
 import programs
 from eavesdropper import Eavesdropper
+from kerberos import Realm
+from machine_copy import CannotCopy, MachineCopy
 from monitor import Monitor
 from server import Postgres
 from website import Website
 
+# The monitor comes over the Unix socket; everybody else shows a ticket, and no session is in the clear.
+HBA_OF_REALM = """
+local      all all trust
+hostgssenc all all 127.0.0.1/32 gss include_realm=0
+hostssl    all all 127.0.0.1/32 gss include_realm=0
+"""
 # Two databases that know only one way in: a session with sslmode=allow must end up with TLS in the one, and one with
 # sslmode=prefer without it in the other.
 HBA = """
@@ -63,6 +71,17 @@ def eavesdropper(servers, certs):
         yield listening
 
 
+@pytest.fixture
+def machine(tmp_path_factory):
+    """A copy of this machine, with the checkout and the tests' own files as they are."""
+    shared = {peers.ROOT, programs.LIBRARY.parent, tmp_path_factory.getbasetemp()}
+    try:
+        with MachineCopy(tmp_path_factory.mktemp("copy"), *shared) as copy:
+            yield copy
+    except CannotCopy as reason:
+        pytest.skip(f"this machine cannot be copied: {reason}")
+
+
 @pytest.fixture(scope="session")
 def website(certs):
     with Website(certs) as running:
@@ -86,6 +105,41 @@ def laboratory(drivers, certs, servers):
 def old(certs, servers):
     """As `laboratory`, with old_functions.c in the driver's place: for PQgetCancel, PQcancel and their like."""
     yield from programs.open_laboratory(programs.build_old_functions(), certs, servers)
+
+
+@pytest.fixture(scope="session")
+def realm():
+    with Realm() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def expired_tickets(realm, tmp_path_factory):
+    """A file of them."""
+    file = tmp_path_factory.mktemp("tickets") / "expired"
+    realm.expire(file)
+    return file
+
+
+@pytest.fixture(scope="session")
+def gss_servers(realm, certs):
+    """As `servers`, with one that wants tickets, for the transport "gss"."""
+    with Postgres(peers.postgres_system(), certs, settings={"krb_server_keyfile": str(realm.keytab)}, hba=HBA_OF_REALM,
+                  environment=realm.server_environment, client_environment=realm.environment) as running:
+        yield {"gss": running}
+
+
+@pytest.fixture
+def acceptor(realm, monkeypatch):
+    """Lets scripts play a server that the realm's users accept (gssapi.py)."""
+    for name, value in realm.acceptor_environment.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture(scope="session")
+def gss(drivers, certs, gss_servers):
+    """As `laboratory`, for sessions that are encrypted with GSSAPI."""
+    yield from programs.open_laboratory(drivers, certs, gss_servers)
 
 
 @pytest.fixture(scope="session")

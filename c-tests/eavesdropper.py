@@ -9,7 +9,7 @@ import wire
 from certs import Certs
 from hostile import CancelConnection, Proxy, Run, Script
 from server import Postgres
-from wire import CANCEL_REQUEST_CODE, SEALED_CANCEL_REQUEST, TLS13_OVERHEAD
+from wire import CANCEL_REQUEST_CODE, SEALED_CANCEL_REQUESTS, TLS13_OVERHEAD
 
 # Sizes of what a client without a certificate sends to open and to close TLS 1.3: around a CancelRequest nothing else.
 EMPTY_CERTIFICATE, FINISHED_SHA256, FINISHED_SHA384, CLOSE_NOTIFY = (size + TLS13_OVERHEAD for size in (8, 36, 52, 2))
@@ -72,4 +72,5 @@ class Eavesdropper:
 
 def _is_encrypted_cancel(connection: CancelConnection) -> bool:
     """Told by its size, and by being all that was said. A session says more: its StartupMessage names who it is."""
-    return [size for size in wire.read(connection)[1] if size not in FRAME] == [SEALED_CANCEL_REQUEST]
+    said = [size for size in wire.read(connection)[1] if size not in FRAME]
+    return len(said) == 1 and said[0] in SEALED_CANCEL_REQUESTS

@@ -15,11 +15,13 @@ import select
 import socket
 import ssl
 import struct
+import sys
 import tempfile
 import threading
 from pathlib import Path
 from typing import Callable
 
+from monitor import wait_until
 from server import Postgres, free_port
 
 DEADLINE = 15  # seconds; no script may wait longer
@@ -75,6 +77,10 @@ class CancelConnection(Recording):
     def send(self, data: bytes) -> None:
         self.wire.append(("<", data))
         self.sock.sendall(data)
+
+    def wait_until_taken(self) -> None:
+        """Until the client has read all that was sent to it: with the next that is sent, it must read again."""
+        wait_until(lambda: _unread_at(self.sock.getpeername()) == 0)
 
     def close(self) -> None:
         self.sock.close()
@@ -311,6 +317,13 @@ def _relay(client: socket.socket, upstream: socket.socket, wire: list[tuple[str,
                 return
             wire.append((direction, data))
             target.sendall(data)
+
+
+def _unread_at(address: tuple[str, int]) -> int:
+    """Bytes that wait in the kernel for the owner of this local IPv4 address."""
+    place = f"{int.from_bytes(socket.inet_aton(address[0]), sys.byteorder):08X}:{address[1]:04X}"
+    rows = (line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:])
+    return sum(int(row[4].split(":")[1], 16) for row in rows if row[1] == place)
 
 
 def _set_up(sock: socket.socket) -> socket.socket:

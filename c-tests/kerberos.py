@@ -1,4 +1,4 @@
-"""A private Kerberos realm for the tests: a KDC on a free port, a service key for PostgreSQL, and a ticket for a user.
+"""A private Kerberos realm for the tests: a KDC on a free port, service keys for PostgreSQL, and tickets for a user.
 
 Everything stands in one temporary directory, and nothing of the machine's own Kerberos (/etc/krb5.conf, the user's
 tickets, DNS) has a say. Needs krb5-kdc, krb5-admin-server and krb5-user.
@@ -14,6 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from monitor import wait_until
 from server import free_port, server_user
 
 # Where Debian puts the KDC's programs; not in everybody's PATH.
@@ -50,6 +51,7 @@ KDC_CONF = """
         database_name = {directory}/principal
         key_stash_file = {directory}/stash
         acl_file = {directory}/acl
+        supported_enctypes = {enctype}:normal
     }}
 [logging]
     default = FILE:{directory}/log
@@ -60,12 +62,15 @@ class Realm:
     """A running KDC, for use in a `with` statement.
 
     environment is what a client needs to show the user's ticket, server_environment what PostgreSQL needs beside
-    krb_server_keyfile = keytab.
+    krb_server_keyfile = keytab, and acceptor_environment what a server of the tests needs that is none.
     """
 
     name = "PQCANCEL.TEST"
+    enctype = "aes256-cts-hmac-sha1-96"  # one only, so that the sizes on the wire are known
     user = "postgres"
     service = "postgres/localhost"
+    # Also for clients that know the host by its address, or the service by another name (krbsrvname).
+    services = (service, "postgres/127.0.0.1", "other/localhost")
 
     def __enter__(self) -> "Realm":
         self.directory = Path(tempfile.mkdtemp(prefix="pqcancel-krb5-"))
@@ -74,16 +79,15 @@ class Realm:
             self.directory.chmod(0o755)  # the server's user reads krb5.conf and the keytab
             self._write_files()
             self._create()
-            self._start()
-            self._admin_tool("kinit", "-k", "-t", self.directory / "user.keytab", self.user)
+            self.start()
+            self.kinit(self.tickets)
         except BaseException:
             self.__exit__()
             raise
         return self
 
     def __exit__(self, *_exception) -> None:
-        if self.kdc:
-            self._stop()
+        self.stop()
         shutil.rmtree(self.directory, ignore_errors=True)
 
     @property
@@ -91,30 +95,62 @@ class Realm:
         return self.directory / "server.keytab"
 
     @property
+    def user_keytab(self) -> Path:
+        """With this, GSSAPI fetches tickets by itself."""
+        return self.directory / "user.keytab"
+
+    @property
+    def tickets(self) -> Path:
+        return self.directory / "tickets"
+
+    @property
     def server_environment(self) -> dict[str, str]:
         return {"KRB5_CONFIG": str(self.directory / "krb5.conf")}
 
     @property
     def environment(self) -> dict[str, str]:
-        return {**self.server_environment, "KRB5CCNAME": f"FILE:{self.directory}/tickets"}
+        return {**self.server_environment, "KRB5CCNAME": f"FILE:{self.tickets}"}
+
+    @property
+    def acceptor_environment(self) -> dict[str, str]:
+        return {**self.server_environment, "KRB5_KTNAME": f"FILE:{self.keytab}"}
+
+    def kinit(self, tickets: Path, *options: str) -> None:
+        """Fills a file with a ticket for tickets, forwardable."""
+        self._admin_tool("kinit", "-k", "-t", self.user_keytab, "-f", "-c", tickets, *options, self.user)
+
+    def expire(self, tickets: Path) -> None:
+        """Fills a file with a ticket for tickets, and waits until there is none to be had for it any more."""
+        self.kinit(tickets, "-l", "1s")
+        command = [_program("kvno"), "-q", "--no-store", "-c", str(tickets), self.service]
+        wait_until(lambda: subprocess.run(command, env=self._admin_environment(), stdout=subprocess.DEVNULL,
+                                          stderr=subprocess.DEVNULL, timeout=DEADLINE).returncode != 0)
+
+    def kdestroy(self, tickets: Path) -> None:
+        self._admin_tool("kdestroy", "-c", tickets)
+
+    def rename(self, service: str, name: str) -> None:
+        """The KDC knows a service by another name only. Its key stays the same."""
+        self._admin_tool("kadmin.local", "rename_principal", "-force", service, name)
 
     def _write_files(self) -> None:
         """The configuration, for a port that is free now."""
-        values = {"realm": self.name, "host": HOST, "port": free_port([HOST]), "directory": self.directory}
+        values = {"realm": self.name, "host": HOST, "port": free_port([HOST]), "directory": self.directory,
+                  "enctype": self.enctype}
         (self.directory / "krb5.conf").write_text(KRB5_CONF.format(**values))
         (self.directory / "kdc.conf").write_text(KDC_CONF.format(**values))
 
     def _create(self) -> None:
-        """The database and the two principals; all keys are random, so there is no password anywhere."""
+        """The database and the principals; all keys are random, so there is no password anywhere."""
         self._admin_tool("kdb5_util", "create", "-s", "-r", self.name, "-P", os.urandom(16).hex())
-        for principal, keytab in ((self.service, self.keytab), (self.user, self.directory / "user.keytab")):
+        for principal, keytab in ((self.user, self.user_keytab), *((service, self.keytab) for service in self.services)):
             self._admin_tool("kadmin.local", "addprinc", "-randkey", principal)
             self._admin_tool("kadmin.local", "ktadd", "-k", keytab, principal)
         user = server_user()
         if user:
             os.chown(self.keytab, user.pw_uid, user.pw_gid)
 
-    def _start(self) -> None:
+    def start(self) -> None:
         """Somebody else may take the port first: then another one is tried."""
         for attempt in range(START_ATTEMPTS):
             self.kdc = subprocess.Popen([_program("krb5kdc"), "-n"], env=self._admin_environment(), cwd="/",
@@ -122,7 +158,7 @@ class Realm:
             said = self._startup_message()
             if b"starting" in said:  # said when it listens
                 return
-            self._stop()
+            self.stop()
             log = (self.directory / "log").read_text()
             if "Address already in use" not in log or attempt == START_ATTEMPTS - 1:
                 raise RuntimeError(f"the KDC does not start: {said.decode(errors='replace')}\n{log}")
@@ -140,11 +176,13 @@ class Realm:
             said += more
         return said
 
-    def _stop(self) -> None:
-        self.kdc.kill()
-        self.kdc.wait()
-        self.kdc.stderr.close()
-        self.kdc = None
+    def stop(self) -> None:
+        """Nobody hands out tickets any more, until the next start()."""
+        if self.kdc:
+            self.kdc.kill()
+            self.kdc.wait()
+            self.kdc.stderr.close()
+            self.kdc = None
 
     def _admin_environment(self) -> dict[str, str]:
         """Without KRB5* variables of the caller."""

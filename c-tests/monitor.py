@@ -18,9 +18,9 @@ END = "-- end of answer --"
 class Monitor:
     """psql behind a pipe, for use in a `with` statement."""
 
-    def __init__(self, server: Postgres, database: str = "postgres"):
+    def __init__(self, server: Postgres, database: str = "postgres", **options):
         self.command = [server.prefix / "bin" / "psql", "--no-psqlrc", "--quiet", "--no-align", "--tuples-only",
-                        "--set=ON_ERROR_STOP=1", server.conninfo(dbname=database, sslmode="disable")]
+                        "--set=ON_ERROR_STOP=1", server.conninfo(dbname=database, sslmode="disable", **options)]
 
     def __enter__(self) -> "Monitor":
         self.process = subprocess.Popen(self.command, env={"HOME": os.devnull, "LC_ALL": "C"}, stdin=subprocess.PIPE,

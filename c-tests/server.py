@@ -46,11 +46,11 @@ class Postgres:
     superuser = "postgres"
 
     def __init__(self, prefix: Path, certs: Certs, *, settings: dict[str, str] | None = None, hba: str | None = None,
-                 environment: dict[str, str] | None = None):
-        """environment is added to the server's own."""
+                 environment: dict[str, str] | None = None, client_environment: dict[str, str] | None = None):
+        """environment is added to the server's own, and client_environment to that of its clients."""
         self.prefix, self.certs, self.hba = Path(prefix), certs, hba or HBA
         self.settings = {**SETTINGS, **(settings or {})}
-        self.environment = environment or {}
+        self.environment, self.client_environment = environment or {}, client_environment or {}
         self.port = 0
         self.ipv6 = has_ipv6()
 

@@ -52,6 +52,7 @@ static struct
 	atomic_long unsent;
 	atomic_long unhandled;
 	long		others;			/* requests that were no attempts */
+	const char *conninfo;
 	PGcancel   *cancel;
 }			storm;
 
@@ -117,6 +118,18 @@ work_cancelling(struct worker *worker)
 		die("PQcancelBlocking: %s", PQcancelErrorMessage(cancel));
 	PQcancelFinish(cancel);
 	storm.others++;
+}
+
+/* Is inside whatever a session is made with: libpq, and for GSSAPI the very library that the cancel needs. */
+static void
+work_connecting(struct worker *worker)
+{
+	PGconn	   *session = connect_session(storm.conninfo);
+
+	(void) worker;
+	if (PQstatus(session) != CONNECTION_OK)
+		die("session: %s", PQerrorMessage(session));
+	PQfinish(session);
 }
 
 static void
@@ -224,6 +237,7 @@ run_storm(struct context *context, void (*work) (struct worker *worker), int thr
 
 	alarm(WATCHDOG_SECONDS);
 	storm.cancel = PQgetCancel(context->session);
+	storm.conninfo = context->conninfo;
 	storm.threads = threads;
 	for (int i = 0; i < threads; i++)
 		storm.workers[i] = (struct worker) {.work = work,.session = context->session,.random = (unsigned) i};
@@ -270,6 +284,12 @@ run_loader(struct context *context)
 }
 
 static void
+run_connecting(struct context *context)
+{
+	run_storm(context, work_connecting, 1);
+}
+
+static void
 run_cancelling(struct context *context)
 {
 	run_storm(context, work_cancelling, 1);
@@ -281,5 +301,6 @@ const struct scenario scenarios[] = {
 	{"openssl", run_openssl},
 	{"loader", run_loader},
 	{"cancelling", run_cancelling},
+	{"connecting", run_connecting},
 	{NULL, NULL},
 };

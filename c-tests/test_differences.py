@@ -4,6 +4,11 @@ import fnmatch
 
 import pytest
 
+import test_gss
+import test_gss_hostile
+import test_gss_library
+import test_gss_old_functions
+import test_gss_tickets
 import test_hostile
 import test_old_functions
 import test_openssl_guest
@@ -12,7 +17,8 @@ import test_socket_options
 import test_tls_options
 from comparison import DIFFERENCES
 
-MODULES = (test_hostile, test_old_functions, test_openssl_guest, test_oracle, test_socket_options, test_tls_options)
+MODULES = (test_gss, test_gss_hostile, test_gss_library, test_gss_old_functions, test_gss_tickets, test_hostile,
+           test_old_functions, test_openssl_guest, test_oracle, test_socket_options, test_tls_options)
 SCENARIO_IDS = [scenario.id for module in MODULES for scenario in module.SCENARIOS]
 
 

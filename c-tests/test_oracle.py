@@ -6,7 +6,7 @@ import pytest
 
 from comparison import TRANSPORTS, Scenario, cases, compare
 
-EVERY_TRANSPORT = [name for name in TRANSPORTS if name not in ("plain18", "tls6")]
+EVERY_TRANSPORT = [name for name in TRANSPORTS if name not in ("plain18", "tls6", "gss")]
 
 # Driver scenarios, how often, and what libpq 18 must show.
 LIFE = [

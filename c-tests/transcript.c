@@ -21,7 +21,7 @@
 
 static char last_line[LINE_SIZE];
 static int	last_socket = -1;
-static bool seen_ssl_startup;
+static const char *made_gate = "made";	/* what CONNECTION_MADE means: the connection, or its encryption */
 
 _Noreturn void
 die_impl(const char *file, int line, const char *format,...)
@@ -150,7 +150,7 @@ create(PGconn *session)
 	PGcancelConn *cancel = PQcancelCreate(session);
 
 	last_socket = -1;
-	seen_ssl_startup = false;
+	made_gate = "made";
 	say_call("PQcancelCreate", cancel ? "object" : "NULL", cancel);
 	return cancel;
 }
@@ -180,7 +180,8 @@ poll_once(PGcancelConn *cancel)
 	PostgresPollingStatusType result = PQcancelPoll(cancel);
 
 	/* Whether a handshake has to wait for the server at all depends on how fast the server is. */
-	if (before == CONNECTION_SSL_STARTUP && PQcancelStatus(cancel) == before && result == PGRES_POLLING_READING)
+	if ((before == CONNECTION_SSL_STARTUP || before == CONNECTION_GSS_STARTUP) && PQcancelStatus(cancel) == before &&
+		result == PGRES_POLLING_READING)
 		return result;
 	say_call("PQcancelPoll", polling_name(result), cancel);
 	return result;
@@ -191,7 +192,7 @@ reset(PGcancelConn *cancel)
 {
 	PQcancelReset(cancel);
 	last_socket = -1;
-	seen_ssl_startup = false;
+	made_gate = "made";
 	say_call("PQcancelReset", "void", cancel);
 }
 
@@ -237,11 +238,13 @@ poll_gate(PGcancelConn *cancel)
 	ConnStatusType status = PQcancelStatus(cancel);
 
 	if (status == CONNECTION_SSL_STARTUP)
-		seen_ssl_startup = true;
-	if (status == CONNECTION_STARTED)
+		made_gate = "made-tls";
+	else if (status == CONNECTION_GSS_STARTUP)
+		made_gate = "made-gss";
+	else if (status == CONNECTION_STARTED)
 		gate("started");
 	else if (status == CONNECTION_MADE)
-		gate(seen_ssl_startup ? "made-tls" : "made");
+		gate(made_gate);
 	else if (status == CONNECTION_AWAITING_RESPONSE)
 		gate("awaiting");
 }

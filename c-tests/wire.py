@@ -16,7 +16,13 @@ RECORD_HEADER = 5
 APPLICATION_DATA = 23
 RECORD_TYPES = range(20, 24)
 TLS13_OVERHEAD = 17  # what TLS 1.3 adds to what it encrypts: the type, and the tag
+# RFC 4121, section 4.2.4: what GSSAPI adds with the encryption of Realm.enctype: header, confounder, header again, checksum.
+GSS_OVERHEAD = 16 + 16 + 16 + 12
 SEALED_CANCEL_REQUEST = 16 + TLS13_OVERHEAD
+SEALED_CANCEL_REQUESTS = (SEALED_CANCEL_REQUEST, 16 + GSS_OVERHEAD)  # told by their size
+GSS_LENGTH = 4  # bytes before every token and every packet
+FIRST_TOKEN, PACKET = b"\x60", b"\x05\x04"  # how they begin
+SEALED = 2  # flag of a packet, in the byte after that
 
 SERVER_NAME, ALPN, SUPPORTED_VERSIONS = 0, 16, 43
 CLIENT_HELLO = 1
@@ -26,6 +32,10 @@ def summary(connection: CancelConnection) -> str:
     """What the client sent, in one line that is the same for every cancel of the same kind: no keys, no random bytes."""
     sent = connection.sent_by_client
     parts = []
+    if sent.startswith(GSSENC_REQUEST):
+        parts.append("GSSENCRequest")
+        frames, sent = _gss_frames(sent[len(GSSENC_REQUEST):])
+        parts += map(_gss_frame, frames)
     if sent.startswith(SSL_REQUEST):
         parts.append("SSLRequest")
         sent = sent[len(SSL_REQUEST):]
@@ -40,16 +50,42 @@ def summary(connection: CancelConnection) -> str:
     return ", ".join(parts)
 
 
+def _gss_frames(sent: bytes) -> tuple[list[bytes], bytes]:
+    """Tokens and packets; and what comes after them, if it is neither or not complete."""
+    frames = []
+    while sent[GSS_LENGTH:].startswith((FIRST_TOKEN, PACKET)):
+        end = GSS_LENGTH + int.from_bytes(sent[:GSS_LENGTH], "big")
+        if len(sent) < end:
+            break
+        frames.append(sent[GSS_LENGTH:end])
+        sent = sent[end:]
+    return frames, sent
+
+
+def _is_sealed(frame: bytes) -> bool:
+    return frame.startswith(PACKET) and bool(frame[len(PACKET)] & SEALED)
+
+
+def _gss_frame(frame: bytes) -> str:
+    """How long a token is depends on the ticket."""
+    if frame.startswith(FIRST_TOKEN):
+        return "token"
+    return f"packet of {len(frame)} bytes{'' if _is_sealed(frame) else ' that is not encrypted'}"
+
+
 def is_readable(connection: CancelConnection) -> bool:
     """Does a CancelRequest stand on the wire in the clear?"""
     return CANCEL_REQUEST_CODE in connection.sent_by_client
 
 
 def read(connection: CancelConnection) -> tuple[bytes, list[int]]:
-    """What the client sent outside TLS, and the sizes of what it sent encrypted."""
+    """What the client sent outside TLS and GSSAPI encryption, and the sizes of what it sent encrypted."""
     rest, clear, sealed = connection.sent_by_client, b"", []
     while rest.startswith((SSL_REQUEST, GSSENC_REQUEST)):
         clear, rest = clear + rest[:8], rest[8:]
+    frames, rest = _gss_frames(rest)
+    sealed += [len(frame) for frame in frames if _is_sealed(frame)]
+    clear += b"".join(frame for frame in frames if not _is_sealed(frame))
     while len(rest) >= RECORD_HEADER and rest[0] in RECORD_TYPES and rest[1] == 3:
         size = int.from_bytes(rest[3:RECORD_HEADER], "big")
         if rest[0] == APPLICATION_DATA:
