@@ -55,7 +55,8 @@ def after_token(ending: Ending, answer: bytes = b"") -> Script:
     return script
 
 
-def with_own_token(change: Callable[[bytes], bytes], ending: Ending, before: bytes = b"", takes_request: bool = False) -> Script:
+def with_own_token(change: Callable[[bytes], bytes], ending: Ending, before: bytes = b"",
+                   takes_request: bool = False) -> Script:
     """The token that the client waits for, but changed; before: what was sent together with 'G'."""
     def script(connection: CancelConnection) -> None:
         server = GssServer(connection)

@@ -1,4 +1,5 @@
-"""pqcancel against libpq 18 over GSSAPI: servers that break, lie, hang and attack. The session is genuine, the cancel is not."""
+"""pqcancel against libpq 18 over GSSAPI: servers that break, lie, hang and attack. The session is genuine; the cancel's server
+is not."""
 
 from __future__ import annotations
 
@@ -23,6 +24,7 @@ STUCK = "stuck waiting for "
 OK_EITHER_WAY = "status=OK"
 BLOCKING_OK = "PQcancelBlocking -> 1"
 BLOCKING_FAILED = "PQcancelBlocking -> 0"
+NO_CONTEXT = "could not initiate GSSAPI security context"
 
 # libpq's PQ_GSS_AUTH_BUFFER_SIZE and PQ_GSS_MAX_PACKET_SIZE, without the length.
 LARGEST_TOKEN = 65536 - 4
@@ -78,8 +80,8 @@ def answers_to_gssenc_request():
             ("text", b"HTTP/1.1 400 Bad Request\r\n\r\n", "received invalid response to GSSAPI negotiation: H")):
         found += both_ways(f"answer-{name}", shows, BLOCKING_FAILED, after_gssenc_request(hold, answer))
     for name, extra in (("byte", b"x"), ("error", FORGED_ERROR), ("many", b"x" * 4000), ("token", framed(b"\x60token"))):
-        found += both_ways(f"bytes-with-G-{name}", "received unencrypted data after GSSAPI encryption response", BLOCKING_FAILED,
-                           with_own_token(bytes, hold, before=extra))
+        found += both_ways(f"bytes-with-G-{name}", "received unencrypted data after GSSAPI encryption response",
+                           BLOCKING_FAILED, with_own_token(bytes, hold, before=extra))
         found += every_ending(f"bytes-with-G-{name}", lambda ending, extra=extra: after_gssenc_request(ending, b"G" + extra),
                               endings=ABOUT_TO_WRITE)
     found += every_ending("GSSENCRequest", after_gssenc_request)
@@ -99,7 +101,7 @@ def tokens():
         found += both_ways(f"token-{name}", shows, BLOCKING_FAILED, after_token(hold, answer))
     for name, token in (("garbage", bytes(range(256))), ("packet", b"\x05\x04\x07\xff" + bytes(60)),
                         ("largest", b"x" * LARGEST_TOKEN)):
-        found += in_the_librarys_words(f"token-{name}", "could not initiate GSSAPI security context: Invalid token was supplied",
+        found += in_the_librarys_words(f"token-{name}", f"{NO_CONTEXT}: Invalid token was supplied",
                                        after_token(hold, framed(token)))
     found += every_ending("no-token", after_token)
     found += every_ending("token-lone-E", lambda ending: after_token(ending, b"E"))
@@ -107,7 +109,7 @@ def tokens():
     for size in (2, 4, 50):
         found += every_ending(f"token-{size}-bytes", lambda ending, size=size:
                               with_own_token(lambda token: token[:size], ending))
-    found += both_ways("token-changed", "could not initiate GSSAPI security context", BLOCKING_FAILED,
+    found += both_ways("token-changed", NO_CONTEXT, BLOCKING_FAILED,
                        with_own_token(lambda token: token[:-1] + bytes([token[-1] ^ 1]), hold))
     found += every_ending("unasked-byte", lambda ending: with_own_token(lambda token: token + b"x", ending, takes_request=True),
                           endings=("silence",))
@@ -146,18 +148,19 @@ def requests():
 
 
 def timeouts():
-    """connect_timeout holds for PQcancelBlocking, wherever the server falls silent."""
-    return [Scenario(f"timeout-{name}", "gss", "timed", options={"connect_timeout": "1"}, script=lambda _, script=script: script,
-                     shows="timeout expired", only_host="system")
-            for name, script in [("after-half-a-token", with_own_token(lambda token: token[:50], hold))]]
+    """connect_timeout holds for PQcancelBlocking, also in the middle of a token."""
+    half = with_own_token(lambda token: token[:50], hold)
+    return [Scenario("timeout-after-half-a-token", "gss", "timed", options={"connect_timeout": "1"}, script=lambda _: half,
+                     shows="timeout expired", only_host="system")]
 
 
 def refused():
     """gssencmode=prefer: libpq 18 takes the next best way."""
-    return [Scenario(f"gss-refused-{name}-{sslmode}", "gss", run, script=lambda _, answer=answer: gss_scripts.refuse_but_serve(answer),
-                     options={"gssencmode": "prefer", "sslmode": sslmode}, shows=shows, only_host="system")
+    next_best = {"disable": "CancelRequest of 16 bytes in the clear", "prefer": "SSLRequest, ClientHello("}
+    return [Scenario(f"gss-refused-{name}-{sslmode}", "gss", run, options={"gssencmode": "prefer", "sslmode": sslmode},
+                     script=lambda _, answer=answer: gss_scripts.refuse_but_serve(answer), shows=shows, only_host="system")
             for name, answer in (("N", b"N"), ("E", FORGED_ERROR)) for run in ("polled", "blocking")
-            for sslmode, shows in (("disable", "CancelRequest of 16 bytes in the clear"), ("prefer", "SSLRequest, ClientHello"))]
+            for sslmode, shows in next_best.items()]
 
 
 SCENARIOS = [*answers_to_gssenc_request(), *tokens(), *requests(), *refused(), *timeouts()]

@@ -47,7 +47,7 @@ def threads(certs, gss_servers):
 
 
 def run_attempts(laboratory, scenario: Scenario, directory):
-    """As legacy.run, and whatever is sent is encrypted with GSSAPI, and with nothing else. (What is given up on sends nothing.)"""
+    """As legacy.run, and whatever is sent is encrypted with GSSAPI and nothing else. (What is given up on sends nothing.)"""
     outcome, attempts = legacy.run(laboratory, scenario, directory)
     assert {connection.sent_by_client[:8] for connection in outcome.connections} <= {wire.GSSENC_REQUEST, b""}, outcome.wire
     return outcome, attempts
@@ -71,7 +71,8 @@ SERVERS = {
     "reset": (after_cancel_request(reset), DELIVERED),
     "answer": (after_cancel_request(close, lambda server: server.write(FORGED_ERROR)),
                FAILED.format("unexpected response from server")),
-    "refuses": (after_gssenc_request(close, b"N"), FAILED.format("server doesn't support GSSAPI encryption, but it was required")),
+    "refuses": (after_gssenc_request(close, b"N"),
+                FAILED.format("server doesn't support GSSAPI encryption, but it was required")),
     "answers-E": (after_gssenc_request(close, FORGED_ERROR),
                   FAILED.format("server sent an error response during GSS encryption exchange")),
     "closes": (after_gssenc_request(close), FAILED.format("server closed the connection unexpectedly")),
@@ -99,7 +100,8 @@ def test_a_server_that_is_none(old_gss, tmp_path, name, gssencmode):
 @pytest.mark.parametrize("script,shows", [(after_token(hold), FAILED.format("timeout expired")),
                                           (after_cancel_request(hold), DELIVERED)], ids=["after-token", "after-request"])
 def test_no_answer_within_connect_timeout(old_gss, tmp_path, script, shows):
-    scenario = Scenario("old-gss-silent", "gss", "cancel", options={"connect_timeout": "1"}, script=lambda _: script, shows=shows)
+    scenario = Scenario("old-gss-silent", "gss", "cancel", options={"connect_timeout": "1"}, script=lambda _: script,
+                        shows=shows)
     programs.run_ours(old_gss, scenario, tmp_path / "home")
 
 
