@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from relocations import packed_relocations
+
 LABEL = re.compile(r"^([0-9a-f]+) <(.*)>:$")
 INSTRUCTION = re.compile(r"^ *[0-9a-f]+:\t(?:(?:bnd|notrack|rep|repz|lock|data16) )*(\S+) *([^#]*?) *(?:# ([0-9a-f]+) <.*)?$")
 ADDRESS = re.compile(r"^([0-9a-f]+) <")
@@ -71,7 +73,8 @@ class Code:
                 slots[int(slot, 16)] = second.split("@")[0]
             elif int(first, 16) in self.functions:
                 slots[int(slot, 16)] = int(first, 16)
-        return slots
+        packed = packed_relocations(self.library).items()
+        return slots | {slot: address for slot, address in packed if address in self.functions}
 
     def reach(self, name: str) -> Reach:
         reach = Reach(local={name: ""})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import struct
 import subprocess
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 import programs
 from library import LIBRARY, has_private_openssl
 from programs import INCLUDE
+from relocations import packed_relocations
 
 EXPORTS = [
     "PQcancel", "PQcancelBlocking", "PQcancelCreate", "PQcancelErrorMessage", "PQcancelFinish", "PQcancelPoll",
@@ -97,16 +97,13 @@ def test_segments():
 
 
 def test_constructors():
-    """Reads the addresses that DT_INIT_ARRAY holds, in the relocations or, where those are packed, in place, and names them by
-    the symbol table."""
+    """Reads the addresses that DT_INIT_ARRAY holds, from whichever relocations, and names them by the symbol table."""
     dynamic = readelf("--dynamic")
     start = int(re.search(r"\(INIT_ARRAY\)\s+(0x\w+)", dynamic).group(1), 16)
     size = int(re.search(r"\(INIT_ARRAYSZ\)\s+(\d+)", dynamic).group(1))
     entries = [int(addend, 16) for offset, addend in re.findall(r"^(\w+)\s+\w+\s+R_\w+_RELATIVE\s+(\w+)$", readelf("--relocs"),
                                                                 re.MULTILINE) if start <= int(offset, 16) < start + size]
-    if "(RELR)" in dynamic:
-        words = re.findall(r"^  0x\w+ ((?:\w{8} ?){1,4})", readelf("--hex-dump=.init_array"), re.MULTILINE)
-        entries += [entry for (entry,) in struct.iter_unpack("<Q", bytes.fromhex("".join(words)))]
+    entries += [entry for slot, entry in packed_relocations(LIBRARY).items() if start <= slot < start + size]
     assert len(entries) == size // 8
     symbols = {int(value, 16): name for value, name in
                re.findall(r"^\s*\d+: (\w+)\s+\d+ FUNC\s+\w+\s+\w+\s+\w+ (\S+)", readelf("--symbols"), re.MULTILINE)}
