@@ -1,8 +1,9 @@
 /*
  * Signals without end: the program works, a handler that cancels interrupts it wherever it is, NUMBER times.
  *
- * A table of scenarios for driver.c. A thread's next signal is sent when the handler of its last is about to return. They
- * come from a process of their own, so that the program has no thread but those that the scenario is about.
+ * A table of scenarios for driver.c. A thread's next signal is sent when the handler of its last is about to return, or, if
+ * that was refused, when the thread has gone on. They come from a process of their own, so that the program has no thread but
+ * those that the scenario is about.
  */
 #define _GNU_SOURCE
 #include "scenarios.h"
@@ -139,11 +140,22 @@ send_next(pid_t tid)
 		abort();				/* in a handler */
 }
 
+/* What the last handler of this thread saw delivered, and whether the next signal waits until the work has gone on. */
+static _Thread_local volatile long seen_delivered;
+static _Thread_local volatile bool postponed;
+
+/* After a refusal the thread is still inside a lock, and would be there at the next signal, too, again and again. */
 static void
 at_end_of_handler(void)
 {
+	long		delivered = delivered_attempts();
+
 	storm.unhandled--;
-	send_next(gettid());
+	if (delivered == seen_delivered)
+		postponed = true;
+	else
+		send_next(gettid());
+	seen_delivered = delivered;
 }
 
 /* Sends the signals that it is told to. */
@@ -177,7 +189,14 @@ run_worker(void *argument)
 	handler_cancel = storm.cancel;
 	worker->tid = gettid();		/* from now on it can be interrupted */
 	while (storm.unhandled > 0)
+	{
+		if (postponed)
+		{
+			postponed = false;
+			send_next(worker->tid);
+		}
 		worker->work(worker);
+	}
 	for (int i = 0; i < BLOCKS; i++)
 		free(worker->blocks[i]);
 	memset(worker->blocks, 0, sizeof(worker->blocks));
@@ -191,6 +210,7 @@ blow(long signals)
 	storm.unsent = signals;
 	storm.unhandled = signals;
 	handler_cancel = storm.cancel;
+	postponed = false;			/* by the last of the signals before: two at once would become one */
 	for (int i = 0; i < storm.threads; i++)
 	{
 		struct worker *worker = &storm.workers[i];
