@@ -61,9 +61,7 @@ impl Gss {
         if self.received.len() < LENGTH + length {
             return Ok(None);
         }
-        let rest = self.received.split_off(LENGTH + length);
-        let packet = std::mem::replace(&mut self.received, rest);
-        Ok(Some(packet.get(LENGTH..).unwrap_or_default().to_vec()))
+        Ok(Some(self.received.drain(..LENGTH + length).skip(LENGTH).collect()))
     }
 }
 

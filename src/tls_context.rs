@@ -23,7 +23,7 @@ use zeroize::Zeroizing;
 use crate::error::{Error, strerror};
 use crate::openssl_memory::call_openssl;
 use crate::params::{Group, RootCert, SslMode, TlsOptions, TlsVersion};
-use crate::tls_files::{TlsFiles, is_hashed};
+use crate::tls_files::TlsFiles;
 
 /// ALPN's name for PostgreSQL's protocol, preceded by its length.
 const ALPN_PROTOCOLS: &[u8] = b"\x0apostgresql";
@@ -179,8 +179,8 @@ impl Making<'_> {
         let probed = openssl_probe::probe();
         let mut has_directory = false;
         for directory in probed.cert_dir.iter().filter(|_| !named_directories) {
-            self.files.note_directory(directory);
-            let (true, Ok(name)) = (is_hashed(directory), openssl_path(directory)) else {
+            let is_hashed = self.files.note_directory(directory);
+            let (true, Ok(name)) = (is_hashed, openssl_path(directory)) else {
                 continue;
             };
             let lookup =
@@ -210,7 +210,9 @@ impl Making<'_> {
         let named = (file.is_some(), directories.is_some());
         self.files.note(&file.map_or_else(|| home.join("cert.pem"), PathBuf::from));
         let directories = directories.unwrap_or_else(|| home.join("certs").into());
-        std::env::split_paths(&directories).for_each(|path| self.files.note_directory(&path));
+        for directory in std::env::split_paths(&directories) {
+            self.files.note_directory(&directory);
+        }
         named
     }
 

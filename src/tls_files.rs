@@ -57,10 +57,13 @@ impl TlsFiles {
     }
 
     /// Notes a directory in which OpenSSL finds things when it needs them, and then keeps them. Where
-    /// there is nothing to find, nothing can be there before the directory changes.
-    pub(crate) fn note_directory(&mut self, path: &Path) {
+    /// there is nothing to find, nothing can be there before the directory changes. Tells whether there
+    /// is something.
+    pub(crate) fn note_directory(&mut self, path: &Path) -> bool {
         self.note(path);
-        self.hides_changes |= is_hashed(path);
+        let is_hashed = is_hashed(path);
+        self.hides_changes |= is_hashed;
+        is_hashed
     }
 
     /// Notes a directory in which OpenSSL finds things that have other names; or a
@@ -88,7 +91,7 @@ impl TlsFiles {
 
 /// Whether OpenSSL finds certificates in a directory: under the hash of their subject, a dot and a
 /// number.
-pub(crate) fn is_hashed(directory: &Path) -> bool {
+fn is_hashed(directory: &Path) -> bool {
     let is_hash = |name: &str| {
         let (hash, number) = name.split_once('.').unwrap_or((name, ""));
         hash.len() == 8

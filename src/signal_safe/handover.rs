@@ -282,6 +282,7 @@ impl Watch {
         let busy = state == POSTED || PRESENCE.load(Relaxed) != 0;
         if HEARTBEAT.load(Relaxed) != self.heartbeat || !busy {
             *self = Watch::begin(time);
+            return false;
         }
         if !courier_waits_for_a_lock() {
             self.waits_since = time;
