@@ -90,7 +90,10 @@ CASES = [pytest.param("new", s, id=s.id) for s in SCENARIOS] + [pytest.param("ol
 @pytest.mark.parametrize("program,scenario", CASES)
 def test_valgrind_finds_nothing(under_valgrind, tmp_path, program, scenario):
     """Neither a leak nor an invalid access (exit status 99), and every descriptor closed. Nothing is suppressed."""
-    outcome = under_valgrind[program].over_pqcancel(scenario, tmp_path / "home", "system")
+    assert_nothing_found(under_valgrind[program].over_pqcancel(scenario, tmp_path / "home", "system"), scenario)
+
+
+def assert_nothing_found(outcome, scenario: Scenario) -> None:
     both = f"{outcome.transcript}\n{outcome.stderr}"
     assert "exit status 0\n" in outcome.transcript, both
     assert outcome.shows(scenario.shows), both

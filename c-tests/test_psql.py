@@ -182,17 +182,22 @@ HOSTILE = {
 }
 
 
+def try_in_vain(terminal, monitor, eavesdropper, message: str) -> None:
+    """Ctrl-C fails with this message, and the query goes on until somebody else cancels it."""
+    begin(terminal, monitor, eavesdropper, WORK["pg_sleep"])
+    terminal.press(CTRL_C)
+    terminal.expect(f"Could not send cancel request: PQcancel\\(\\) -- {message}\n")
+    monitor.wait_for(1, eavesdropper.name, SLEEPING)
+    monitor.cancel(eavesdropper.name)
+    assert_cancelled(terminal)
+    leave(terminal)
+
+
 @pytest.mark.parametrize("script,message", HOSTILE.values(), ids=HOSTILE)
 def test_a_server_that_takes_no_tls_cancel_gets_none(servers, certs, monitor, tmp_path, script, message):
     with Eavesdropper(servers["15"], certs, always_closed(script(certs))) as eavesdropper:
         with psql(eavesdropper, tmp_path, PQCANCEL_TIMEOUT="1") as terminal:
-            begin(terminal, monitor, eavesdropper, WORK["pg_sleep"])
-            terminal.press(CTRL_C)
-            terminal.expect(f"Could not send cancel request: PQcancel\\(\\) -- {message}\n")
-            monitor.wait_for(1, eavesdropper.name, SLEEPING)
-            monitor.cancel(eavesdropper.name)
-            assert_cancelled(terminal)
-            leave(terminal)
+            try_in_vain(terminal, monitor, eavesdropper, message)
     assert [connection.sent_by_client[:8] for connection in eavesdropper.connections] == [SSL_REQUEST]
     assert eavesdropper.cancels == TLS.shows(0)
 
