@@ -121,8 +121,9 @@ class KeyServer:
         number = next(self.pids)
         head = struct.pack("!I", int(pid) if pid else number if number % 2 else 2 ** 32 - number)
         key = hashlib.shake_256(number.to_bytes(4, "big")).digest(int(length))
-        _send(sock, b"K", head + key)
+        # Noted before it is sent: who refuses the key opens the next session before this thread need go on.
         self.handed_out.append(struct.pack("!I", 12 + len(key)) + CANCEL_REQUEST_CODE + head + key)
+        _send(sock, b"K", head + key)
 
 
 def _send(sock: socket.socket, kind: bytes, body: bytes = b"") -> None:
