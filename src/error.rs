@@ -11,72 +11,160 @@ use nix::errno::Errno;
 
 use crate::message::Encryption;
 
-/// A reason why a cancel request could not be delivered.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[allow(missing_docs)] // the texts below say what each one is
+/// A reason why a cancel request could not be delivered, and what `PQcancelErrorMessage` says of it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs)] // the texts say what each one is
 pub enum Error {
-    // of the session that is to be cancelled
+    // Of the session that is to be cancelled.
+    #[error("connection pointer is NULL")]
     NullConnection,
+    #[error("connection not open")]
     NotOpen,
+    #[error("no cancellation key received")]
     NoCancelKey,
+    #[error("invalid {option} value: \"{value}\"")]
     InvalidOption { option: &'static str, value: String },
+    #[error("invalid integer value \"{value}\" for connection option \"{option}\"")]
     InvalidInteger { option: &'static str, value: String },
-    // of the libpq it belongs to
+
+    // Of the libpq it belongs to.
+    #[error("pqcancel could not find the libpq that this connection belongs to")]
     HostNotFound,
+    #[error("pqcancel cannot tell which of the several libpqs in this process is in use")]
     HostAmbiguous,
+    #[error("pqcancel could not find {0}() in the libpq in use")]
     HostLacks(&'static str),
+    #[error(
+        "pqcancel does not know the libpq in use (version {0}); \
+         it knows those of PostgreSQL 10 and later"
+    )]
     HostUnsupported(i32),
+    #[error(
+        "pqcancel could not read the cancel key from the libpq in use (version {0}): \
+         its layout is not the expected one"
+    )]
     HostLayout(i32),
+    #[error("{0}() of the libpq in use failed")]
     HostFailed(&'static str),
-    // of the caller
+
+    // Of the caller.
+    #[error("cancel request is already being sent on this connection")]
     AlreadyStarted,
+    #[error("invalid connection state, probably indicative of memory corruption")]
     InvalidState,
+    #[error("the request was given up")]
     Withdrawn,
+    #[error("pqcancel: internal error")]
     Panicked,
+    #[error("out of memory")]
     OutOfMemory,
-    // of the socket
+
+    // Of the socket.
+    #[error("could not create socket: {}", strerror(*.0))]
     Socket(Errno),
+    #[error("could not set socket to TCP no delay mode: {}", strerror(*.0))]
     NoDelay(Errno),
+    #[error("setsockopt({option}) failed: {}", strerror(*.errno))]
     SetSockOpt { option: &'static str, errno: Errno },
+    #[error("{}\n\tIs the server running {}?", strerror(*.errno), if *.local {
+        "locally and accepting connections on that socket"
+    } else {
+        "on that host and accepting TCP/IP connections"
+    })]
     Connect { errno: Errno, local: bool },
+    #[error("could not get socket error status: {}", strerror(*.0))]
     SocketStatus(Errno),
+    #[error("could not get peer credentials: {}", strerror(*.0))]
     PeerCredentials(Errno),
+    #[error("local user with ID {0} does not exist")]
     PeerUser(u32),
+    #[error("requirepeer specifies \"{required}\", but actual peer user name is \"{actual}\"")]
     RequirePeer { required: String, actual: String },
+    #[error("{SERVER_CLOSED}")]
     ServerClosed,
+    #[error("{}", unless_reset(*.0, "could not receive data from server"))]
     Receive(Errno),
+    #[error("{}", unless_reset(*.0, "could not send data to server"))]
     Send(Errno),
+    #[error("select() failed: {}", strerror(*.0))]
     Wait(Errno),
+    #[error("timeout expired")]
     TimeoutExpired,
-    // of the protocol
+
+    // Of the protocol.
+    #[error("{}", match .0 {
+        Encryption::Ssl => "server does not support SSL, but SSL was required",
+        Encryption::Gss => "server doesn't support GSSAPI encryption, but it was required",
+    })]
     Refused(Encryption),
+    #[error("server sent an error response during {} exchange", match .0 {
+        Encryption::Ssl => "SSL",
+        Encryption::Gss => "GSS encryption",
+    })]
     ServerError(Encryption),
+    #[error("received invalid response to {} negotiation: {}", match .0 {
+        Encryption::Ssl => "SSL",
+        Encryption::Gss => "GSSAPI",
+    }, char::from(*.1))]
     InvalidReply(Encryption, u8),
+    #[error("received unencrypted data after {} response", match .0 {
+        Encryption::Ssl => "SSL",
+        Encryption::Gss => "GSSAPI encryption",
+    })]
     UnencryptedData(Encryption),
+    #[error("unexpected response from server")]
     UnexpectedResponse,
-    // of TLS, before it is established; the text is complete
+
+    // Of TLS, before it is established and afterwards; the text is complete.
+    #[error("{0}")]
     Tls(String),
-    // of TLS, once it is established; the text is complete
+    #[error("{0}")]
     TlsBroken(String),
-    // of the socket under TLS, before it is established and afterwards
+    // Of the socket under TLS, before it is established and afterwards. libpq tells it twice: where
+    // it reads the socket, and where OpenSSL tells it that reading has failed.
+    #[error("{}\nSSL SYSCALL error: {}", Error::Receive(*.0), strerror(*.0))]
     SslHandshakeReceive(Errno),
+    #[error("{}\n{}", Error::Receive(*.0), unless_reset(*.0, "SSL SYSCALL error"))]
     SslReceive(Errno),
-    // of GSSAPI; the text is complete
+
+    // Of GSSAPI; where there is a text, it is complete.
+    #[error("GSSAPI encryption required but no credential cache")]
     NoCredentialCache,
+    #[error("{0}")]
     Gss(String),
-    // of the socket under GSSAPI, before it is established
+    // Of the socket under GSSAPI, before it is established.
+    #[error("{SERVER_CLOSED}")]
     GssClosed,
+    #[error("{}", Error::Receive(*.0))]
     GssReceive(Errno),
+}
+
+const SERVER_CLOSED: &str = "server closed the connection unexpectedly\n\
+    \tThis probably means the server terminated abnormally\n\
+    \tbefore or while processing the request.";
+
+/// What failed and why, or, as libpq puts it, that the server has cut the connection.
+fn unless_reset(errno: Errno, what: &str) -> String {
+    if is_reset(errno) { SERVER_CLOSED.to_owned() } else { format!("{what}: {}", strerror(errno)) }
+}
+
+fn is_reset(errno: Errno) -> bool {
+    matches!(errno, Errno::EPIPE | Errno::ECONNRESET)
+}
+
+/// The C library's text for an error number.
+pub fn strerror(errno: Errno) -> String {
+    let text = std::io::Error::from_raw_os_error(errno as i32).to_string();
+    match text.rfind(" (os error ") {
+        Some(end) => text.get(..end).unwrap_or(&text).to_owned(),
+        None => text,
+    }
 }
 
 impl Error {
     /// Whether the server has cut the connection.
     pub fn is_reset(&self) -> bool {
-        let errno = match self {
-            Error::Receive(errno) | Error::SslReceive(errno) => errno,
-            _ => return false,
-        };
-        matches!(errno, Errno::EPIPE | Errno::ECONNRESET)
+        matches!(self, Error::Receive(errno) | Error::SslReceive(errno) if is_reset(*errno))
     }
 
     /// Whether libpq closes the socket at once on this error, rather than leaving that to
@@ -131,201 +219,6 @@ fn is_connection_failure(errno: Errno) -> bool {
             | Errno::ENETUNREACH
             | Errno::ETIMEDOUT
     )
-}
-
-/// The C library's text for an error number.
-pub fn strerror(errno: Errno) -> String {
-    let text = std::io::Error::from_raw_os_error(errno as i32).to_string();
-    match text.rfind(" (os error ") {
-        Some(end) => text.get(..end).unwrap_or(&text).to_owned(),
-        None => text,
-    }
-}
-
-const SERVER_CLOSED: &str = "server closed the connection unexpectedly\n\
-    \tThis probably means the server terminated abnormally\n\
-    \tbefore or while processing the request.";
-
-impl Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Error::NullConnection
-            | Error::NotOpen
-            | Error::NoCancelKey
-            | Error::InvalidOption { .. }
-            | Error::InvalidInteger { .. } => self.fmt_session(f),
-            Error::HostNotFound
-            | Error::HostAmbiguous
-            | Error::HostLacks(_)
-            | Error::HostUnsupported(_)
-            | Error::HostLayout(_)
-            | Error::HostFailed(_) => self.fmt_host(f),
-            Error::AlreadyStarted => {
-                f.write_str("cancel request is already being sent on this connection")
-            }
-            Error::InvalidState => {
-                f.write_str("invalid connection state, probably indicative of memory corruption")
-            }
-            Error::Withdrawn => f.write_str("the request was given up"),
-            Error::Panicked => f.write_str("pqcancel: internal error"),
-            Error::OutOfMemory => f.write_str("out of memory"),
-            Error::Refused(_)
-            | Error::ServerError(_)
-            | Error::InvalidReply(..)
-            | Error::UnencryptedData(_)
-            | Error::UnexpectedResponse => self.fmt_protocol(f),
-            Error::Tls(_)
-            | Error::TlsBroken(_)
-            | Error::SslHandshakeReceive(_)
-            | Error::SslReceive(_)
-            | Error::NoCredentialCache
-            | Error::Gss(_)
-            | Error::GssClosed
-            | Error::GssReceive(_) => self.fmt_encryption(f),
-            _ => self.fmt_socket(f),
-        }
-    }
-}
-
-impl Error {
-    fn fmt_session(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Error::NullConnection => f.write_str("connection pointer is NULL"),
-            Error::NotOpen => f.write_str("connection not open"),
-            Error::NoCancelKey => f.write_str("no cancellation key received"),
-            Error::InvalidOption { option, value } => {
-                write!(f, "invalid {option} value: \"{value}\"")
-            }
-            Error::InvalidInteger { option, value } => {
-                write!(f, "invalid integer value \"{value}\" for connection option \"{option}\"")
-            }
-            _ => Ok(()),
-        }
-    }
-
-    fn fmt_host(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Error::HostNotFound => {
-                f.write_str("pqcancel could not find the libpq that this connection belongs to")
-            }
-            Error::HostAmbiguous => f.write_str(
-                "pqcancel cannot tell which of the several libpqs in this process is in use",
-            ),
-            Error::HostLacks(function) => {
-                write!(f, "pqcancel could not find {function}() in the libpq in use")
-            }
-            Error::HostUnsupported(version) => write!(
-                f,
-                "pqcancel does not know the libpq in use (version {version}); \
-                 it knows those of PostgreSQL 10 and later"
-            ),
-            Error::HostLayout(version) => write!(
-                f,
-                "pqcancel could not read the cancel key from the libpq in use \
-                 (version {version}): its layout is not the expected one"
-            ),
-            Error::HostFailed(function) => {
-                write!(f, "{function}() of the libpq in use failed")
-            }
-            _ => Ok(()),
-        }
-    }
-
-    fn fmt_socket(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Error::Socket(e) => write!(f, "could not create socket: {}", strerror(*e)),
-            Error::NoDelay(e) => {
-                write!(f, "could not set socket to TCP no delay mode: {}", strerror(*e))
-            }
-            Error::SetSockOpt { option, errno } => {
-                write!(f, "setsockopt({option}) failed: {}", strerror(*errno))
-            }
-            Error::Connect { errno, local: true } => write!(
-                f,
-                "{}\n\tIs the server running locally and accepting connections on that socket?",
-                strerror(*errno)
-            ),
-            Error::Connect { errno, local: false } => write!(
-                f,
-                "{}\n\tIs the server running on that host and accepting TCP/IP connections?",
-                strerror(*errno)
-            ),
-            Error::SocketStatus(e) => {
-                write!(f, "could not get socket error status: {}", strerror(*e))
-            }
-            Error::PeerCredentials(e) => {
-                write!(f, "could not get peer credentials: {}", strerror(*e))
-            }
-            Error::PeerUser(uid) => write!(f, "local user with ID {uid} does not exist"),
-            Error::RequirePeer { required, actual } => write!(
-                f,
-                "requirepeer specifies \"{required}\", but actual peer user name is \"{actual}\""
-            ),
-            Error::ServerClosed => f.write_str(SERVER_CLOSED),
-            Error::Receive(Errno::EPIPE | Errno::ECONNRESET)
-            | Error::Send(Errno::EPIPE | Errno::ECONNRESET) => f.write_str(SERVER_CLOSED),
-            Error::Receive(e) => {
-                write!(f, "could not receive data from server: {}", strerror(*e))
-            }
-            Error::Send(e) => write!(f, "could not send data to server: {}", strerror(*e)),
-            Error::Wait(e) => write!(f, "select() failed: {}", strerror(*e)),
-            Error::TimeoutExpired => f.write_str("timeout expired"),
-            _ => Ok(()),
-        }
-    }
-
-    fn fmt_protocol(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Error::Refused(Encryption::Ssl) => {
-                f.write_str("server does not support SSL, but SSL was required")
-            }
-            Error::Refused(Encryption::Gss) => {
-                f.write_str("server doesn't support GSSAPI encryption, but it was required")
-            }
-            Error::ServerError(Encryption::Ssl) => {
-                f.write_str("server sent an error response during SSL exchange")
-            }
-            Error::ServerError(Encryption::Gss) => {
-                f.write_str("server sent an error response during GSS encryption exchange")
-            }
-            Error::InvalidReply(encryption, byte) => {
-                let name = match encryption {
-                    Encryption::Ssl => "SSL",
-                    Encryption::Gss => "GSSAPI",
-                };
-                let byte = char::from(*byte);
-                write!(f, "received invalid response to {name} negotiation: {byte}")
-            }
-            Error::UnencryptedData(Encryption::Ssl) => {
-                f.write_str("received unencrypted data after SSL response")
-            }
-            Error::UnencryptedData(Encryption::Gss) => {
-                f.write_str("received unencrypted data after GSSAPI encryption response")
-            }
-            Error::UnexpectedResponse => f.write_str("unexpected response from server"),
-            _ => Ok(()),
-        }
-    }
-
-    fn fmt_encryption(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Error::Tls(text) | Error::TlsBroken(text) | Error::Gss(text) => f.write_str(text),
-            // libpq reports such an error twice: where it reads the socket, and where OpenSSL
-            // tells it that reading failed.
-            Error::SslReceive(e @ (Errno::EPIPE | Errno::ECONNRESET)) => {
-                write!(f, "{}\n{SERVER_CLOSED}", Error::Receive(*e))
-            }
-            Error::SslReceive(e) | Error::SslHandshakeReceive(e) => {
-                write!(f, "{}\nSSL SYSCALL error: {}", Error::Receive(*e), strerror(*e))
-            }
-            Error::NoCredentialCache => {
-                f.write_str("GSSAPI encryption required but no credential cache")
-            }
-            Error::GssClosed => f.write_str(SERVER_CLOSED),
-            Error::GssReceive(e) => Error::Receive(*e).fmt(f),
-            _ => Ok(()),
-        }
-    }
 }
 
 /// The text of `PQcancelErrorMessage`: always ends in NUL, stays where it is until the next
