@@ -226,7 +226,7 @@ class Laboratory:
                 run.driver_control.close()
                 if scenario.at_session:
                     run.at_gate("session", lambda: scenario.at_session(directory, self.certs))
-                transcript, stderr = process.communicate(timeout=130)
+                transcript, stderr = process.communicate(timeout=630)
             finally:
                 process.kill()
                 process.wait()

@@ -11,7 +11,9 @@ import threading
 import time
 from dataclasses import dataclass, field
 
+from eavesdropper import CLOSE_NOTIFY
 from hostile import Recording
+from wire import RECORD_HEADER
 
 
 @dataclass
@@ -28,8 +30,9 @@ class Conversation(Recording):
     @property
     def turns(self) -> int:
         """Changes of direction towards the server, the beginning included, that the server answered: by data or by closing.
-        (libpq's own close_notify comes when the server has closed, and nobody waits for it.)"""
-        directions = [direction for direction, data in self.wire if data or direction == "<"]
+        (But to a client's close_notify nobody waits for an answer, even if the server has yet to close.)"""
+        directions = [direction for direction, data in self.wire
+                      if direction == "<" or len(data) not in (0, RECORD_HEADER + CLOSE_NOTIFY)]
         answered = directions[:len(directions) - directions[::-1].index("<")] if "<" in directions else []
         return sum(direction == ">" and (i == 0 or answered[i - 1] == "<") for i, direction in enumerate(answered))
 
@@ -63,7 +66,7 @@ class DelayingProxy:
             except OSError:  # closed by its peer already
                 pass
         for thread in self.threads:
-            thread.join(10)
+            thread.join(60)
         for sock in [self.listener, *self.open]:
             sock.close()
 

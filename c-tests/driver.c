@@ -17,7 +17,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#define WATCHDOG_SECONDS 120
+#define WATCHDOG_SECONDS 600
 
 __attribute__((weak)) void
 before_session(const char *scenario)

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
 import sys
 import threading
 from contextlib import contextmanager
 
 QUERY = "select pg_sleep(600)"
 ANSWER = "select 6 * 7"
-SAFE_TIMEOUT = 1  # second
+SAFE_TIMEOUT = float(os.environ.get("PQCANCEL_TIMEOUT", "60"))  # seconds
 
 
 def psycopg2_cancel(conninfo: str, queries: int) -> None:

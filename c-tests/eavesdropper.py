@@ -9,7 +9,7 @@ import wire
 from certs import Certs
 from hostile import CancelConnection, Proxy, Run, Script
 from server import Postgres
-from wire import CANCEL_REQUEST_CODE, SEALED_CANCEL_REQUESTS, TLS13_OVERHEAD
+from wire import SEALED_CANCEL_REQUESTS, TLS13_OVERHEAD
 
 # Sizes of what a client without a certificate sends to open and to close TLS 1.3: around a CancelRequest nothing else.
 EMPTY_CERTIFICATE, FINISHED_SHA256, FINISHED_SHA384, CLOSE_NOTIFY = (size + TLS13_OVERHEAD for size in (8, 36, 52, 2))
@@ -63,7 +63,7 @@ class Eavesdropper:
     @property
     def readable(self) -> list[CancelConnection]:
         """Those that showed a CancelRequest in the clear."""
-        return [connection for connection in self.connections if CANCEL_REQUEST_CODE in wire.read(connection)[0]]
+        return [connection for connection in self.connections if wire.is_readable(connection)]
 
     @property
     def cancels(self) -> Cancels:

@@ -27,7 +27,7 @@
 #include "query.h"
 #include "session.h"
 
-#define WATCHDOG_SECONDS 60
+#define WATCHDOG_SECONDS 600
 #define MOST_ERRORS 16
 
 /* The program's allocator. */

@@ -22,7 +22,7 @@
 #include "query.h"
 #include "session.h"
 
-#define CHILD_SECONDS 60
+#define CHILD_SECONDS 300
 #define THREADS 8
 
 /* What a child may be given. */
@@ -258,10 +258,11 @@ static void
 run_in_flight(struct context *context)
 {
 	static char before[STATE_SIZE];
-	struct family family = {.context = context,.cancel = PQgetCancel(context->session),.descriptors = before};
+	struct family family = {.context = context,.descriptors = before};
 	pthread_t	thread;
 
 	list_descriptors(before, sizeof(before));
+	family.cancel = PQgetCancel(context->session);
 	thread = start_held_attempt(family.cancel);
 	wait_for(start_child(compare_and_cancel, &family));
 	gate("on");

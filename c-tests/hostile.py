@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Callable
 
 from monitor import wait_until
-from server import Postgres, free_port
+from server import Postgres, reserved_port
 
-DEADLINE = 15  # seconds; no script may wait longer
+DEADLINE = 60  # seconds; no script may wait longer
 SSL_REQUEST = struct.pack("!II", 8, 80877103)
 
 
@@ -172,11 +172,11 @@ class Proxy:
         os.chmod(self.directory.name, 0o755)
         if self.transport in ("tcp4", "tcp6"):
             family, self.host = (socket.AF_INET, "127.0.0.1") if self.transport == "tcp4" else (socket.AF_INET6, "::1")
-            # The port is named in bind(), because one that the kernel chose is lost when the listener shuts down.
-            self.port = free_port([self.host])
             self.listener = socket.socket(family)
             self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            self.listener.bind((self.host, self.port))
+            # The port is named in bind(), because one that the kernel chose is lost when the listener shuts down.
+            with reserved_port([self.host]) as self.port:
+                self.listener.bind((self.host, self.port))
         else:
             self.port = self.server.port
             self.host = self.directory.name if self.transport == "unix" else f"@{Path(self.directory.name).name}"
@@ -195,7 +195,7 @@ class Proxy:
             Path(self.path).unlink(missing_ok=True)
             self.listener = socket.socket(socket.AF_UNIX)
             self.listener.bind("\0" + self.path[1:] if self.transport == "abstract" else self.path)
-        self.listener.listen(16)
+        self.listener.listen(128)
         self.listening = True
         return self.listener
 
@@ -272,7 +272,8 @@ class Run:
             self.open.append(sock)
             accepted += 1
             if accepted > self.sessions:
-                self._spawn(self._serve, CancelConnection(self, sock, accepted - self.sessions))
+                self.cancels.append(CancelConnection(self, sock, accepted - self.sessions))  # in the order in which they came
+                self._spawn(self._serve, self.cancels[-1])
                 continue
             go_on = accepted < self.sessions or self.between is None or self.between(self)
             self._spawn(self._pass_session, sock)
@@ -286,7 +287,6 @@ class Run:
         _shut(sock)
 
     def _serve(self, connection: CancelConnection) -> None:
-        self.cancels.append(connection)
         self.script(connection)
         connection.close()
 

@@ -12,16 +12,16 @@ import shutil
 import subprocess
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 from monitor import wait_until
-from server import free_port, server_user
+from server import reserved_port, server_user
 
 # Where Debian puts the KDC's programs; not in everybody's PATH.
 PROGRAMS = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin"])
 HOST = "127.0.0.1"
-START_ATTEMPTS = 5
-DEADLINE = 30  # seconds for the KDC to come up, and for each tool
+DEADLINE = 120  # seconds for the KDC to come up, and for each tool
 
 # TCP only, on both sides: one port to find, and no retries of lost datagrams. No replay cache, which would be left
 # behind below /var/tmp.
@@ -75,7 +75,9 @@ class Realm:
     def __enter__(self) -> "Realm":
         self.directory = Path(tempfile.mkdtemp(prefix="pqcancel-krb5-"))
         self.kdc: subprocess.Popen | None = None
+        self.stack = ExitStack()
         try:
+            self.port = self.stack.enter_context(reserved_port([HOST]))  # also while there is no KDC
             self.directory.chmod(0o755)  # the server's user reads krb5.conf and the keytab
             self._write_files()
             self._create()
@@ -88,6 +90,7 @@ class Realm:
 
     def __exit__(self, *_exception) -> None:
         self.stop()
+        self.stack.close()
         shutil.rmtree(self.directory, ignore_errors=True)
 
     @property
@@ -134,9 +137,7 @@ class Realm:
         self._admin_tool("kadmin.local", "rename_principal", "-force", service, name)
 
     def _write_files(self) -> None:
-        """The configuration, for a port that is free now."""
-        values = {"realm": self.name, "host": HOST, "port": free_port([HOST]), "directory": self.directory,
-                  "enctype": self.enctype}
+        values = {"realm": self.name, "host": HOST, "port": self.port, "directory": self.directory, "enctype": self.enctype}
         (self.directory / "krb5.conf").write_text(KRB5_CONF.format(**values))
         (self.directory / "kdc.conf").write_text(KDC_CONF.format(**values))
 
@@ -151,19 +152,15 @@ class Realm:
             os.chown(self.keytab, user.pw_uid, user.pw_gid)
 
     def start(self) -> None:
-        """Somebody else may take the port first: then another one is tried."""
-        for attempt in range(START_ATTEMPTS):
-            self.kdc = subprocess.Popen([_program("krb5kdc"), "-n"], env=self._admin_environment(), cwd="/",
-                                        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-            said = self._startup_message()
-            if b"starting" in said:  # said when it listens
-                return
+        """If it does not run already."""
+        if self.kdc:
+            return
+        self.kdc = subprocess.Popen([_program("krb5kdc"), "-n"], env=self._admin_environment(), cwd="/",
+                                    stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        said = self._startup_message()
+        if b"starting" not in said:  # said when it listens
             self.stop()
-            log = (self.directory / "log").read_text()
-            if "Address already in use" not in log or attempt == START_ATTEMPTS - 1:
-                raise RuntimeError(f"the KDC does not start: {said.decode(errors='replace')}\n{log}")
-            (self.directory / "log").write_text("")
-            self._write_files()
+            raise RuntimeError(f"the KDC does not start: {said.decode(errors='replace')}\n{(self.directory / 'log').read_text()}")
 
     def _startup_message(self) -> bytes:
         """What the KDC said until it was up, ended or used up its time."""

@@ -9,7 +9,7 @@ from typing import Callable
 
 from server import Postgres
 
-DEADLINE = 30  # seconds for anything that is waited for
+DEADLINE = 120  # seconds for anything that is waited for
 PAUSE = 0.01  # between two looks
 SLEEPING = "wait_event = 'PgSleep'"  # a condition of a session
 END = "-- end of answer --"

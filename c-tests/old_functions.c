@@ -71,8 +71,8 @@ run_cancel(struct context *context)
 static void
 run_often(struct context *context)
 {
-	PGcancel   *cancel = get(context->session);
 	int			before = open_descriptors();
+	PGcancel   *cancel = get(context->session);
 
 	for (int i = 0; i < context->number; i++)
 		cancel_sized(cancel, RECOMMENDED_SIZE);

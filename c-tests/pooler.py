@@ -10,10 +10,9 @@ from pathlib import Path
 
 from certs import Certs
 from monitor import wait_until
-from server import conninfo, free_port, server_user
+from server import conninfo, reserved_port, server_user
 
 PGBOUNCER = Path("/usr/sbin/pgbouncer")
-START_ATTEMPTS = 5
 
 
 class Pooler:
@@ -54,15 +53,13 @@ class Pooler:
         return conninfo(**{"host": self.host, "port": self.port, "user": self.superuser, "dbname": "postgres", **options})
 
     def _start(self) -> None:
-        """Starts on a free port. Somebody else may take the port first: then another one is tried."""
-        for _ in range(START_ATTEMPTS):
-            self.port = free_port([self.host])
+        """Starts on a free port, which is kept free for it."""
+        with reserved_port([self.host]) as self.port:
             self._install("pgbouncer.ini", self._settings().encode())
             self.process = self._run()
             wait_until(lambda: self._is_up() or self.process.poll() is not None)
-            if self._is_up():
-                return
-        raise RuntimeError(f"pgbouncer does not start:\n{self.log.read_text()}")
+        if not self._is_up():
+            raise RuntimeError(f"pgbouncer does not start:\n{self.log.read_text()}")
 
     def _run(self) -> subprocess.Popen:
         identity = {"user": self.user.pw_uid, "group": self.user.pw_gid, "extra_groups": []} if self.user else {}

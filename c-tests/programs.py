@@ -29,13 +29,13 @@ def pkg_config(*what: str) -> list[str]:
 
 
 def library_directory() -> Path:
-    """A directory in which the dynamic loader finds the library under test by its soname."""
+    """A directory in which the dynamic loader finds the library under test by its soname, also while this is called again."""
     directory = BUILD / "lib"
     directory.mkdir(parents=True, exist_ok=True)
     for name in ("libpqcancel.so", "libpqcancel.so.1"):
-        link = directory / name
-        link.unlink(missing_ok=True)
-        link.symlink_to(LIBRARY)
+        new = directory / f"{name}-{os.getpid()}"
+        new.symlink_to(LIBRARY)
+        new.rename(directory / name)
     return directory
 
 

@@ -11,7 +11,7 @@
 #include "session.h"
 #include "transcript.h"
 
-#define DEADLINE_MS 30000
+#define DEADLINE_MS 100000
 #define AT_IT "select from pg_stat_activity where pid = %d and wait_event = 'PgSleep'"
 
 void

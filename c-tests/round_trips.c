@@ -20,7 +20,7 @@ main(int argc, char **argv)
 
 	if (argc != 3)
 		die("usage: round_trips CONNINFO REPEATS");
-	alarm(60);
+	alarm(120);
 	session = PQconnectdb(argv[1]);
 	if (PQstatus(session) != CONNECTION_OK)
 		die("session: %s", PQerrorMessage(session));

@@ -109,16 +109,11 @@ def after_cancel_request(ending: Ending, answer: bytes = b"") -> Script:
     return script
 
 
-def linger(seconds: float) -> Script:
-    """Reads the CancelRequest, and closes only after a while, unless the client gives up before."""
-    def script(connection: CancelConnection) -> None:
-        connection.receive_packet()
-        connection.sock.settimeout(seconds)
-        try:
-            connection.receive_some()
-        except TimeoutError:
-            connection.close()
-    return script
+def close_when_waited_for_ever(connection: CancelConnection) -> None:
+    """Reads the CancelRequest, and closes only when the client waits without a limit."""
+    connection.receive_packet()
+    connection.run.tell_driver(b"s")
+    connection.run.at_gate("for-ever", connection.close)
 
 
 # In the TLS handshake and after it.

@@ -8,7 +8,9 @@ import shutil
 import socket
 import subprocess
 import tempfile
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Iterator
 
 from certs import Certs
 
@@ -27,11 +29,12 @@ SETTINGS = {
     "ssl_ca_file": "ca.crt",
     "logging_collector": "off",
     "log_connections": "on",
+    "authentication_timeout": "600",  # under valgrind a client takes its time
     "max_connections": "100",
     "shared_buffers": "16MB",
 }
 
-START_ATTEMPTS = 5
+START_TIMEOUT = 300  # seconds
 FIRST_WITH_ABSTRACT = 14
 
 
@@ -107,23 +110,18 @@ class Postgres:
         self._install(self.hba.encode(), "pg_hba.conf")
 
     def _start(self) -> None:
-        """Starts on a free port. Somebody else may take the port first: then another one is tried."""
+        """Starts on a free port, which is kept free for it."""
         addresses = [self.host] + (["::1"] if self.ipv6 else [])
         major = int((self.data / "PG_VERSION").read_text())
         socket_dirs = [self.socket_dir, self.abstract_dir] if major >= FIRST_WITH_ABSTRACT else [self.socket_dir]
-        for attempt in range(START_ATTEMPTS):
-            self.port = free_port(addresses)
+        with reserved_port(addresses) as self.port:
             settings = {"port": str(self.port), "listen_addresses": ",".join(addresses),
                         "unix_socket_directories": ",".join(map(str, socket_dirs)), **self.settings}
             lines = [f"{name} = '{value}'\n" for name, value in settings.items()]
             self._install("".join(lines).encode(), "postgresql.auto.conf")
-            started = self._run("pg_ctl", "start", "--wait", "--silent", f"--pgdata={self.data}", f"--log={self.log}",
-                                check=False)
-            if started:
-                return
-            if "Address already in use" not in self.log.read_text() or attempt == START_ATTEMPTS - 1:
+            if not self._run("pg_ctl", "start", "--wait", f"--timeout={START_TIMEOUT}", "--silent", f"--pgdata={self.data}",
+                             f"--log={self.log}", check=False):
                 raise RuntimeError(f"the server does not start:\n{self.log.read_text()}")
-            self.log.unlink()
 
     def _install(self, content: bytes, name: str) -> None:
         """Writes a file into the data directory as the server wants it: its own, and private."""
@@ -180,24 +178,24 @@ def has_ipv6() -> bool:
         return False
 
 
-def free_port(addresses: list[str]) -> int:
-    """A port that is free on all the addresses."""
+@contextmanager
+def reserved_port(addresses: list[str]) -> Iterator[int]:
+    """A port that is free on all the addresses. Meanwhile only who names it can bind to it, with SO_REUSEADDR as servers do."""
     while True:
-        probes: list[socket.socket] = []
-        try:
+        with ExitStack() as stack:
             port = 0
-            for address in addresses:
-                probe = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
-                probes.append(probe)
-                probe.bind((address, port))
-                port = probe.getsockname()[1]
-            return port
-        except OSError:
-            if port == 0:  # not even one address to bind to
-                raise
-        finally:
-            for probe in probes:
-                probe.close()
+            try:
+                for address in addresses:
+                    probe = stack.enter_context(socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET))
+                    probe.bind((address, port))
+                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # from now on
+                    port = probe.getsockname()[1]
+            except OSError:
+                if port == 0:  # not even one address to bind to
+                    raise
+                continue  # the kernel chose one that is free on the first address only
+            yield port
+            return
 
 
 def server_user() -> pwd.struct_passwd | None:

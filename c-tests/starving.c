@@ -24,8 +24,8 @@
 
 #include "starve.h"
 
-#define HANGS_AFTER_SECONDS 3
-#define WATCHDOG_SECONDS 60
+#define HANGS_AFTER_SECONDS 60
+#define WATCHDOG_SECONDS 600
 #define MAX_LISTED 12
 
 enum ending

@@ -33,7 +33,7 @@
 
 #define MAX_THREADS 8
 #define BLOCKS 64
-#define WATCHDOG_SECONDS 600
+#define WATCHDOG_SECONDS 3600
 
 struct worker
 {
@@ -144,14 +144,17 @@ send_next(pid_t tid)
 static _Thread_local volatile long seen_delivered;
 static _Thread_local volatile bool postponed;
 
-/* After a refusal the thread is still inside a lock, and would be there at the next signal, too, again and again. */
+/*
+ * After a refusal the thread is still inside a lock, and would be there at the next signal, too, again and again. (Of several
+ * threads it does not show whose was refused.)
+ */
 static void
 at_end_of_handler(void)
 {
 	long		delivered = delivered_attempts();
 
 	storm.unhandled--;
-	if (delivered == seen_delivered)
+	if (storm.threads > 1 || delivered == seen_delivered)
 		postponed = true;
 	else
 		send_next(gettid());
@@ -229,6 +232,9 @@ blow(long signals)
 		run_worker(storm.workers);
 	for (int i = 0; i < storm.threads && storm.threads > 1; i++)
 		pthread_join(storm.workers[i].thread, NULL);
+	/* What was refused last is still to be closed: it is, when a later one has come through. */
+	while (!attempt(storm.cancel))
+		;
 }
 
 static void

@@ -100,6 +100,10 @@ class Terminal:
         """What runs in this terminal beside the shell: the program and its children, and theirs."""
         return {pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if self._is_ours(pid)}
 
+    def is_asleep(self) -> bool:
+        """Does all that runs in this terminal wait for something, and not for the processor?"""
+        return all(_state_and_session(pid)[0] == "S" for pid in self.processes())
+
     def _keep_output(self) -> None:
         """By default the kernel throws away on Ctrl-C what nobody has read yet: of ten at once, what came of the first."""
         settings = self.settings()
@@ -108,11 +112,10 @@ class Terminal:
 
     def _is_ours(self, pid: int) -> bool:
         try:
-            stat = Path(f"/proc/{pid}/stat").read_text()
+            state, session = _state_and_session(pid)
         except (FileNotFoundError, ProcessLookupError):
             return False
-        state, _, _, session = stat.rpartition(")")[2].split()[:4]
-        return int(session) == self.shell.pid != pid and state not in "ZX"
+        return session == self.shell.pid != pid and state not in "ZX"
 
     def _read(self, seconds: float) -> bool:
         """Takes what has come, waiting so long for it."""
@@ -124,3 +127,9 @@ class Terminal:
     def _close(self) -> None:
         os.close(self.screen)
         os.close(self.line)
+
+
+def _state_and_session(pid: int) -> tuple[str, int]:
+    """As the kernel names them."""
+    state, _, _, session = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:4]
+    return state, int(session)

@@ -68,7 +68,7 @@ def test_cancel_safe(monitor, eavesdropper, tmp_path, driver, way):
 def test_a_server_that_does_not_answer(servers, certs, monitor, tmp_path, driver, message):
     silent = always_closed(scripts.after_ssl_request(scripts.hold))
     with Eavesdropper(servers["15"], certs, silent) as eavesdropper:
-        with python(eavesdropper, driver, TLS, tmp_path, PQCANCEL_TIMEOUT="1") as terminal:
+        with python(eavesdropper, driver, TLS, tmp_path, PQCANCEL_TIMEOUT="3") as terminal:
             monitor.wait_for(1, eavesdropper.name, SLEEPING)
             terminal.type("now")
             terminal.expect(f"cancel raised {message}\n")

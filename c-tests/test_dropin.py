@@ -186,7 +186,7 @@ def told(way: Reach, host: Host, eavesdropper, home: Path, program: Path, *scena
     """What a driver says of its scenario, and nothing else is said: not by the loader, either."""
     environment = way.searching(host, home, DRIVER_MONITOR=eavesdropper.server.conninfo(sslmode="disable"), **environment)
     result = subprocess.run(way.command(host, program, eavesdropper.conninfo(sslmode=way.sslmode), *scenario),
-                            env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=100)
+                            env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=630)
     assert (result.returncode, result.stderr) == (0, ""), result
     first, *lines = result.stdout.splitlines()
     assert first == f"session: ssl={int(way.sslmode != 'disable')}"
@@ -337,7 +337,7 @@ def objects(way: Reach, host: Host, home: Path, linked: bool, names: list[str]) 
     program = link(host, "names", *flags, SOURCES / "dropin_names.c") if linked else \
         programs.cc(BUILD / "dropin-names", SOURCES / "dropin_names.c")
     result = subprocess.run(way.command(host, program, host.first_version, *names), env=way.searching(host, home),
-                            capture_output=True, text=True, timeout=30)
+                            capture_output=True, text=True, timeout=120)
     assert (result.returncode, result.stderr) == (0, ""), result
     lines = result.stdout.splitlines()
     if linked:

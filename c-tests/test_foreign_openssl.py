@@ -87,7 +87,7 @@ def test_its_openssl_works_on(servers, certs, eavesdropper, website, program, tm
         LD_PRELOAD=str(LIBRARY) if way == "preloaded" else "", **bindings.told_to(tmp_path / "loader"))
     command = [directory / way, eavesdropper.conninfo(), str(website.port), certs.ca]
     result = subprocess.run(command + ["own-allocator"] * kind.own_allocator, env=environment, stdin=subprocess.DEVNULL,
-                            capture_output=True, text=True, timeout=70)
+                            capture_output=True, text=True, timeout=630)
     assert (result.returncode, result.stderr) == (0, ""), result
     check_transcript(result.stdout.splitlines(), kind)
     assert eavesdropper.cancels == Cancels(readable=0, encrypted=len(CANCELS))
@@ -121,6 +121,6 @@ def test_a_bad_guest_is_seen(tmp_path, name, source):
     (tmp_path / "intruder.c").write_text(source)
     intruder = programs.cc(tmp_path / "libpqcancel.so", tmp_path / "intruder.c", "-shared", "-fPIC")
     environment = programs.environment(LD_PRELOAD=str(intruder), **bindings.told_to(tmp_path / "loader"))
-    usage = subprocess.run([build("own-allocator") / "linked"], env=environment, capture_output=True, text=True, timeout=70)
+    usage = subprocess.run([build("own-allocator") / "linked"], env=environment, capture_output=True, text=True, timeout=630)
     assert "usage: " in usage.stderr, usage
     assert {binding.name for binding in bindings.trespasses(bindings.told(tmp_path / "loader"))} == {name}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 import legacy
@@ -45,7 +47,10 @@ def test_children_of_a_program_with_threads(forks, tmp_path, transport):
     outcome, attempts = legacy.run(forks, scenario, tmp_path / "home")
     assert "child: " not in outcome.transcript, outcome.transcript
     assert outcome.transcript.count("child's other requests: 1\n") == CHILDREN, outcome.transcript
-    assert attempts.delivered == attempts.calls >= 2 * CHILDREN, attempts
+    *children, (_, by_parent) = re.findall(r"^attempts: (\d+) calls, (\d+) delivered", outcome.transcript, re.MULTILINE)
+    assert children == CHILDREN * [("2", "2")] and int(by_parent) > 0, outcome.transcript
+    # A fork holds up who carries the requests of the parent's other threads: one that takes its time looks like a lock.
+    assert set(attempts.refused) <= ({legacy.STUCK} if transport == "tls15" else set()), attempts
 
 
 def hold_the_first(certs):

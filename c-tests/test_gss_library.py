@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+import legacy
 import peers
 import programs
+import wire
 from comparison import Laboratory, Scenario, cases, compare
 from programs import BUILD, SOURCES
 
@@ -38,8 +40,8 @@ def stand_in_front(real: Path, directory: Path) -> None:
     stub, script = directory / "stub.so", directory / "version"
     script.write_text("gssapi_krb5_2_MIT { global: gss_*; local: *; };\n")
     programs.cc(stub, "-shared", f"-Wl,-soname,{real}", "-x", "c", "/dev/null")
-    programs.cc(directory / real.name, SOURCES / "weak_gssapi.c", "-shared", "-fPIC", f"-Wl,-soname,{real.name}",
-                f"-Wl,--version-script={script}", "-Wl,--no-as-needed", stub)
+    programs.cc(directory / real.name, SOURCES / "weak_gssapi.c", "-shared", "-fPIC", "-pthread",
+                f"-Wl,-soname,{real.name}", f"-Wl,--version-script={script}", "-Wl,--no-as-needed", stub)
     stub.unlink()
 
 
@@ -48,11 +50,8 @@ def weak(drivers, certs, gss_servers):
     """As `gss`, with a weak library in front of the oracle's and of Debian's."""
     directory = BUILD / "weak_gssapi"
     oracle = directory / "oracle"
-    oracle.mkdir(parents=True, exist_ok=True)
-    for source, target in [(drivers, directory), (peers.libpq18().absolute(), oracle)]:
-        for file in source.glob("driver-*" if source is drivers else "*"):
-            (target / file.name).unlink(missing_ok=True)
-            (target / file.name).symlink_to(file)
+    link(drivers, "driver-*", directory)
+    link(peers.libpq18().absolute(), "*", oracle)
     private, = oracle.glob("libgssapi_krb5*")
     real = private.resolve()
     private.unlink()
@@ -61,6 +60,23 @@ def weak(drivers, certs, gss_servers):
     made = Laboratory(certs, gss_servers, directory, oracle, programs.library_directory() / "libpqcancel.so")
     yield made
     made.close()
+
+
+@pytest.fixture(scope="module")
+def weak_old(weak, certs, gss_servers):
+    """As `weak`, with old_functions.c in the driver's place."""
+    directory = BUILD / "weak_gssapi-old"
+    link(programs.build_old_functions(), "driver-*", directory)
+    link(weak.build, SYSTEM, directory)
+    yield from programs.open_laboratory(directory, certs, gss_servers)
+
+
+def link(source: Path, pattern: str, target: Path) -> None:
+    """Makes links to files of a directory in another one."""
+    target.mkdir(parents=True, exist_ok=True)
+    for file in source.glob(pattern):
+        (target / file.name).unlink(missing_ok=True)
+        (target / file.name).symlink_to(file)
 
 
 def system_library() -> Path:
@@ -72,3 +88,14 @@ def system_library() -> Path:
 @pytest.mark.parametrize("scenario,host", cases(SCENARIOS))
 def test_same_as_libpq18(weak, tmp_path, scenario, host):
     compare(weak, scenario, tmp_path / "home", host)
+
+
+def test_a_lock_that_the_program_holds(weak_old, tmp_path):
+    """As where a signal handler calls PQcancel while the program is inside the library. What that was told to have come to
+    nothing is not sent when the lock is released (with the session), and is closed; what comes after it is sent."""
+    scenario = Scenario("weak-lock", "gss", "often", 1, environment={"WEAK_GSSAPI": "lock", **legacy.PATIENT},
+                        shows=f'PQcancel -> 0 errno kept, errbuf "{legacy.STUCK}\\n"')
+    outcome = programs.run_ours(weak_old, scenario, tmp_path / "home")
+    assert "PQcancel -> 1 " in outcome.transcript and "descriptors: +0" in outcome.transcript, outcome.transcript
+    given_up, sent = map(wire.summary, outcome.connections)
+    assert given_up in ("GSSENCRequest", "GSSENCRequest, token") and f"wire 1: {sent}" == SEALED, outcome.wire

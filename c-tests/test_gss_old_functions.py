@@ -16,6 +16,7 @@ from comparison import Scenario, cases, compare
 from gss_scripts import after_cancel_request, after_gssenc_request, after_token
 from programs import always_closed
 from scripts import FORGED_ERROR, close, hold, reset
+from test_forks import hold_the_first
 from test_gss_tickets import CACHE, FILE, LOSSES, tickets  # noqa: F401: the last is a fixture
 from test_old_functions import DELIVERED, LIFE
 
@@ -97,10 +98,12 @@ def test_a_server_that_is_none(old_gss, tmp_path, name, gssencmode):
 
 
 @pytest.mark.usefixtures("acceptor")
-@pytest.mark.parametrize("script,shows", [(after_token(hold), FAILED.format("timeout expired")),
-                                          (after_cancel_request(hold), DELIVERED)], ids=["after-token", "after-request"])
-def test_no_answer_within_connect_timeout(old_gss, tmp_path, script, shows):
-    scenario = Scenario("old-gss-silent", "gss", "cancel", options={"connect_timeout": "1"}, script=lambda _: script,
+@pytest.mark.parametrize("script,seconds,shows", [
+    (after_token(hold), "1", FAILED.format("timeout expired")),
+    (after_cancel_request(hold), "5", DELIVERED),  # time enough to send the request
+], ids=["after-token", "after-request"])
+def test_no_answer_within_connect_timeout(old_gss, tmp_path, script, seconds, shows):
+    scenario = Scenario("old-gss-silent", "gss", "cancel", options={"connect_timeout": seconds}, script=lambda _: script,
                         shows=shows)
     programs.run_ours(old_gss, scenario, tmp_path / "home")
 
@@ -149,6 +152,14 @@ def test_parent_and_child_at_once(forks, tmp_path):
     assert attempts.delivered == attempts.calls == 2 * AT_ONCE + 1, attempts
 
 
+def test_fork_while_a_cancel_is_under_way(forks, tmp_path):
+    """The child has none of its parent's descriptors but those of before, and cancels by itself."""
+    scenario = Scenario("gss-fork", "gss", "in-flight", script=hold_the_first, gates="on", shows="child's descriptors: as before")
+    outcome, attempts = run_attempts(forks, scenario, tmp_path / "home")
+    assert "child: " not in outcome.transcript, outcome.transcript
+    assert (attempts.calls, attempts.delivered) == (3, 2), attempts
+
+
 @pytest.mark.parametrize("run", ["allocate", "cancelling"])
 def test_storm_on_the_wire(storm, tmp_path, run):
     """A handler that cancels interrupts the program wherever it is."""
@@ -162,9 +173,10 @@ def test_storm_while_the_program_connects(storm, realm):
     to the server, where sessions come and go."""
     server = storm.servers["gss"]
     conninfo = server.conninfo(host="localhost", hostaddr=server.host, gssencmode="require")
-    environment = programs.environment(DRIVER_MONITOR=server.conninfo(host=server.socket_dir), **realm.environment)
+    environment = programs.environment(DRIVER_MONITOR=server.conninfo(host=server.socket_dir), **legacy.PATIENT,
+                                       **realm.environment)
     result = subprocess.run([storm.build / "driver-pqcancel", conninfo, "connecting", str(SIGNALS)], env=environment,
-                            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=100)
+                            stdin=subprocess.DEVNULL, capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (0, ""), result
     check_storm(result.stdout, legacy.kept_promises(result.stdout))
 

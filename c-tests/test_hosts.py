@@ -62,7 +62,7 @@ def run(program, libpq, eavesdropper, home, sslmode: str, scenario: str) -> list
                    "LD_LIBRARY_PATH": os.pathsep.join([str(programs.library_directory()), str(libpq)]),
                    "DRIVER_MONITOR": eavesdropper.server.conninfo(sslmode="disable")}
     command = [program, eavesdropper.conninfo(sslmode=sslmode), scenario]
-    result = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=100)
+    result = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=150)
     assert (result.returncode, result.stderr) == (0, ""), result
     first, *lines = [line for line in result.stdout.splitlines() if line]
     assert first == f"session: ssl={int(sslmode != 'disable')}"

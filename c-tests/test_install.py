@@ -315,7 +315,8 @@ def test_a_static_libpq_is_refused_by_the_linker(prefix, tmp_path):
     if not archive.exists() or libpq_has_the_new_functions(prefix):
         pytest.skip("there is no libpq.a here, or not an old one")
     flags = [*pkg_config(prefix, "--cflags", "pqcancel"), str(prefix / "lib" / "libpqcancel.a"), str(archive)]
-    result = subprocess.run(installation.compiled("c", tmp_path / "program", *flags), capture_output=True, text=True)
+    result = subprocess.run(installation.compiled("c", tmp_path / "program", *flags), env={**os.environ, "LC_ALL": "C"},
+                            capture_output=True, text=True)
     assert result.returncode != 0 and "multiple definition of `PQgetCancel'" in result.stderr
 
 

@@ -41,7 +41,7 @@ def keys():
 def run(*command, libraries, **environment: str) -> str:
     """What a program prints, over these libraries, or over pqcancel and Debian's libpq."""
     environment.update(HOME=os.devnull, LC_ALL="C", LD_LIBRARY_PATH=os.pathsep.join(map(str, libraries)))
-    result = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=630)
     assert (result.returncode, result.stderr) == (0, ""), result
     return result.stdout
 

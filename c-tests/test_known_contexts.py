@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -14,6 +15,7 @@ import pytest
 
 import programs
 from certs import Certs
+from comparison import Laboratory
 from inotify import Watch
 from monitor import wait_until
 from programs import BUILD
@@ -129,9 +131,9 @@ class Process:
         return self._answer()
 
     def memory(self) -> int:
-        """Resident, in KiB."""
+        """What the process has taken for itself, in KiB; whether it is resident is the machine's affair."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1])
+        return sum(map(int, re.findall(r"^(?:RssAnon|VmSwap):\s+(\d+) kB$", status, re.MULTILINE)))
 
     def _answer(self) -> str:
         lines = []

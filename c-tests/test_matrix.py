@@ -65,7 +65,7 @@ def test_cancelled(certs, server, program, tmp_path, libpq, version, way, sslmod
                        "LD_LIBRARY_PATH": os.pathsep.join(map(str, [*libraries, peers.postgres(libpq) / "lib"])),
                        "DRIVER_MONITOR": server(version).conninfo(sslmode="disable")}
         result = subprocess.run([*words, eavesdropper.conninfo(sslmode=sslmode), "cancelled"], env=environment,
-                                stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=100)
+                                stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=630)
     encrypted = sslmode == "verify-full"
     lines = result.stdout.splitlines()
     assert (result.returncode, result.stderr) == (0, ""), result

@@ -39,7 +39,8 @@ def wrapped(build: Path, directory: Path, leaks: str) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     wrapper = directory / "driver-pqcancel"
     command = [*VALGRIND, f"--show-leak-kinds={leaks}", f"--errors-for-leak-kinds={leaks}", build / "driver-pqcancel"]
-    wrapper.write_text(f"#!/bin/sh\nexec {' '.join(map(str, command))} \"$@\"\n")
+    clock = programs.cc(directory / "slow_clock.so", SOURCES / "slow_clock.c", "-shared", "-fPIC")
+    wrapper.write_text(f"#!/bin/sh\nLD_PRELOAD={clock} exec {' '.join(map(str, command))} \"$@\"\n")
     wrapper.chmod(0o755)
     return directory
 

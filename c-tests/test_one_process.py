@@ -40,8 +40,22 @@ AMBIGUOUS = "pqcancel cannot tell which of the several libpqs in this process is
 class Python:
     """several_libpqs.py at work."""
 
-    def __init__(self, terminal: Terminal, monitor, eavesdropper, website: Website):
+    def __init__(self, terminal: Terminal, monitor, eavesdropper, website: Website | None):
         self.terminal, self.monitor, self.eavesdropper, self.website = terminal, monitor, eavesdropper, website
+
+    @classmethod
+    @contextmanager
+    def at_work(cls, way, conninfo: str, directory, monitor, eavesdropper, website=None, dlopen=True, **more: str):
+        """Its sessions are on conninfo; it ends as it should."""
+        environment = way.environment(directory, PYTHONPATH=str(peers.drivers()), PYTHONUNBUFFERED="1", **more)
+        words = [sys.executable, "-B", several_libpqs.__file__, conninfo]
+        if way.preloaded and dlopen:
+            environment.pop("LD_PRELOAD")
+            words = [WRAPPER, "--dlopen", *words]
+        with Terminal(words, environment, directory=directory) as terminal:
+            yield cls(terminal, monitor, eavesdropper, website)
+            terminal.press(CTRL_D)
+            assert terminal.wait() == 0
 
     def does(self, command: str, expected: str) -> None:
         assert self.told(command) == expected, command
@@ -85,19 +99,9 @@ class Python:
 
 @pytest.fixture
 def python(monitor, eavesdropper, website, tmp_path):
-    """Starts several_libpqs.py."""
-    @contextmanager
-    def started(way=TLS, dlopen: bool = True, **more: str):
-        environment = way.environment(tmp_path, PYTHONPATH=str(peers.drivers()), PYTHONUNBUFFERED="1", **more)
-        words = [sys.executable, "-B", several_libpqs.__file__, eavesdropper.conninfo(sslmode=way.sslmode)]
-        if way.preloaded and dlopen:
-            environment.pop("LD_PRELOAD")
-            words = [WRAPPER, "--dlopen", *words]
-        with Terminal(words, environment, directory=tmp_path) as terminal:
-            yield Python(terminal, monitor, eavesdropper, website)
-            terminal.press(CTRL_D)
-            assert terminal.wait() == 0
-    return started
+    def at_work(way=TLS, **more):
+        return Python.at_work(way, eavesdropper.conninfo(sslmode=way.sslmode), tmp_path, monitor, eavesdropper, website, **more)
+    return at_work
 
 
 def asked(directory) -> set[str]:

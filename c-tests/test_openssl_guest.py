@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import select
 import shutil
 import termios
 
@@ -20,6 +19,7 @@ from programs import always_closed
 from scripts import close, tls_context
 
 PROMPT = b"Enter PEM pass phrase:"
+END = b"\f"
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +127,12 @@ class Terminal:
         os.close(self.line)
 
     def written(self) -> bytes:
-        return os.read(self.screen, 1000) if select.select([self.screen], [], [], 0)[0] else b""
+        """A mark comes behind it: the kernel takes its time to bring it here."""
+        os.write(self.line, END)
+        written = b""
+        while not written.endswith(END):
+            written += os.read(self.screen, 1000)
+        return written.removesuffix(END)
 
     def still_typed(self) -> bytes:
         try:

@@ -41,7 +41,7 @@ def run(command: list, libpq: Path | None, eavesdropper: Eavesdropper, scenario:
     environment = {"HOME": os.devnull, "LC_ALL": "C", "LD_LIBRARY_PATH": os.pathsep.join(map(str, libraries)),
                    "DRIVER_MONITOR": eavesdropper.server.conninfo(sslmode="disable")}
     result = subprocess.run([*command, eavesdropper.conninfo(**options), scenario], env=environment, text=True,
-                            stdin=subprocess.DEVNULL, capture_output=True, timeout=100)
+                            stdin=subprocess.DEVNULL, capture_output=True, timeout=630)
     assert (result.returncode, result.stderr) == (0, ""), result
     session, *lines = [line for line in result.stdout.splitlines() if line]
     assert session == f"session: ssl={int(options['sslmode'] != 'disable')}"

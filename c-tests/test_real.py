@@ -32,7 +32,7 @@ def run_driver(laboratory, server, libraries, home, transport, scenario, number)
         "DRIVER_MONITOR": server.conninfo(sslmode="disable"),
     }
     command = [laboratory.build / "driver-pqcancel", conninfo(server, laboratory.certs, transport), scenario, str(number)]
-    return subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=70)
+    return subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=150)
 
 
 @pytest.mark.parametrize("polled", [0, 1], ids=["blocking", "polled"])

@@ -71,33 +71,34 @@ def one_line(request):
         print("\nround trips (libpq 18 / pqcancel): " + "; ".join(results))
 
 
-def measure(program, libraries, server, certs, options) -> tuple[list, float]:
-    """The conversations of the cancels, and their median time in seconds."""
+def measure(program, libraries, server, certs, options) -> tuple[list, list[float]]:
+    """The conversations of the cancels, and their times in seconds."""
     with DelayingProxy(server.port, DELAY) as proxy:
         conninfo = server.conninfo(host="localhost", hostaddr=proxy.host, port=proxy.port, sslrootcert=certs.ca, **options)
         environment = programs.environment(LD_LIBRARY_PATH=":".join(map(str, libraries)))
-        result = subprocess.run([program, conninfo, str(REPEATS)], env=environment, capture_output=True, text=True, timeout=60)
+        result = subprocess.run([program, conninfo, str(REPEATS)], env=environment, capture_output=True, text=True, timeout=150)
         assert (result.returncode, result.stderr) == (0, ""), result
         times = [int(line) / 1e6 for line in result.stdout.split()]
         assert len(times) == REPEATS
-        return proxy.conversations[1:], statistics.median(times)
+        return proxy.conversations[1:], times
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
 def test_round_trips(programs_directory, all_servers, certs, way):
     server = all_servers[way.server]
-    theirs, their_time = measure(programs_directory / "driver-libpq18", [peers.libpq18()], server, certs, way.options)
+    theirs, their_times = measure(programs_directory / "driver-libpq18", [peers.libpq18()], server, certs, way.options)
     host = [peers.libpq18()] if "sslnegotiation" in way.options else []
-    ours, our_time = measure(programs_directory / "driver-pqcancel", [programs.library_directory(), *host], server, certs,
-                             way.options)
+    ours, our_times = measure(programs_directory / "driver-pqcancel", [programs.library_directory(), *host], server, certs,
+                              way.options)
     results.append(f"{way.name} {theirs[0].round_trips}/{ours[0].round_trips}, "
-                   f"{their_time * 1000:.0f}/{our_time * 1000:.0f} ms")
+                   f"{statistics.median(their_times) * 1000:.0f}/{statistics.median(our_times) * 1000:.0f} ms")
     assert len(theirs) == len(ours) == REPEATS
     assert {conversation.round_trips for conversation in theirs} == {way.libpq18}
     assert {conversation.round_trips for conversation in ours} == {way.ours}
-    # The proxy cannot delay the TCP handshake, which the kernel answers for it: so one round trip less by the clock.
-    assert round(our_time / (2 * DELAY)) == way.ours - 1
-    assert round(their_time / (2 * DELAY)) == way.libpq18 - 1
+    # What was counted was waited for. The proxy cannot delay the TCP handshake, which the kernel answers for it: so one round
+    # trip less by the clock, at least: how much more is the machine's affair.
+    assert min(our_times) >= 2 * DELAY * (way.ours - 1)
+    assert min(their_times) >= 2 * DELAY * (way.libpq18 - 1)
     # No server asks us for another key share. Where libpq 18 pays a round trip more, this is why.
     assert not any(wire.is_retried(conversation) for conversation in ours)
     assert all(wire.is_retried(conversation) == (way.libpq18 > way.ours) for conversation in theirs)

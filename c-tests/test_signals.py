@@ -24,7 +24,7 @@ def storm(certs, servers):
 
 def storm_environment(storm) -> dict[str, str]:
     return {"DRIVER_CERTIFICATES": str(storm.certs.ca), "DRIVER_LOADED": legacy.build_loaded(storm.build),
-            "GLIBC_TUNABLES": NO_CACHE}
+            "GLIBC_TUNABLES": NO_CACHE, **legacy.PATIENT}
 
 
 def growth(transcript: str) -> tuple[int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,9 @@ import scripts
 from comparison import Scenario, cases, compare
 
 OK = "-> OK  status=OK"
+# Where an option does not say otherwise: the machine's keepalive time, interval and number of probes, as a rule 7200, 75 and 9.
+IDLE, INTERVAL, COUNT = (Path(f"/proc/sys/net/ipv4/tcp_keepalive_{name}").read_text().strip()
+                         for name in ("time", "intvl", "probes"))
 OURSELVES = pwd.getpwuid(os.geteuid()).pw_name
 
 
@@ -19,14 +23,14 @@ def socket_options(name, shows, transport="tcp4", **options):
 
 
 SOCKETS = [
-    socket_options("keepalives-off", "keepalive=0 idle=7200", keepalives="0"),
-    socket_options("keepalives-off-but-set", "keepalive=0 idle=7200", keepalives="0", keepalives_idle="11"),
+    socket_options("keepalives-off", f"keepalive=0 idle={IDLE}", keepalives="0"),
+    socket_options("keepalives-off-but-set", f"keepalive=0 idle={IDLE}", keepalives="0", keepalives_idle="11"),
     socket_options("keepalives-on", "keepalive=1", keepalives="1"),
     socket_options("keepalives-two", "keepalive=1", keepalives="2"),
     socket_options("keepalives-empty", "keepalive=1", keepalives="1", keepalives_idle=" 12 "),
-    socket_options("idle", "keepalive=1 idle=11 interval=75 count=9", keepalives_idle="11"),
-    socket_options("interval", "keepalive=1 idle=7200 interval=5 count=9", keepalives_interval="5"),
-    socket_options("count", "keepalive=1 idle=7200 interval=75 count=3", keepalives_count="3"),
+    socket_options("idle", f"keepalive=1 idle=11 interval={INTERVAL} count={COUNT}", keepalives_idle="11"),
+    socket_options("interval", f"keepalive=1 idle={IDLE} interval=5 count={COUNT}", keepalives_interval="5"),
+    socket_options("count", f"keepalive=1 idle={IDLE} interval={INTERVAL} count=3", keepalives_count="3"),
     socket_options("all", "idle=11 interval=5 count=3 user_timeout=7000", "tls15", keepalives_idle="11",
                    keepalives_interval="5", keepalives_count="3", tcp_user_timeout="7000"),
     socket_options("tcp6", "idle=11 interval=5 count=3 user_timeout=7000", "tcp6", keepalives_idle="11",

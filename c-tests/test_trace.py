@@ -19,9 +19,10 @@ import programs
 import scripts
 from comparison import Outcome, Scenario
 from eavesdropper import Cancels
-from legacy import SLACK, real_server
+from legacy import real_server
 from preloaded import WRAPPER
 
+DEFAULT = 10  # seconds that PQcancel waits at most, where nobody says otherwise
 THREADS, ATTEMPTS_EACH = 8, 500  # as in traced.c
 SETUID_OWNER = "daemon"
 
@@ -61,7 +62,7 @@ def tells(trace: str, *expected: str) -> None:
 
 # Its steps.
 
-TLS_STEPS = [r"PQgetCancel: backend \d+, encrypted, at most 10 s", r"courier has started",
+TLS_STEPS = [rf"PQgetCancel: backend \d+, encrypted, at most {DEFAULT} s", r"courier has started",
              r'connection to server at "127\.0\.0\.1", port \d+, backend \d+: CONNECTION_STARTED$', "CONNECTION_SSL_STARTUP$",
              "CONNECTION_MADE$", "CONNECTION_AWAITING_RESPONSE$", "CONNECTION_OK$", DELIVERED.pattern]
 PLAINTEXT_STEPS = [r"PQgetCancel: backend \d+, in plaintext", DELIVERED.pattern]
@@ -242,9 +243,9 @@ def test_the_timeout(traced, home, variable, connect_timeout, seconds):
     options = {"connect_timeout": connect_timeout} if connect_timeout else {}
     scenario = Scenario("timeout", "tls15", "idle", options=options, **REFUSED["silence"],
                         environment={"PQCANCEL_TIMEOUT": variable})
-    attempts = legacy.kept_promises(programs.run_ours(traced, scenario, home).transcript, bound=seconds)
+    attempts = legacy.kept_promises(programs.run_ours(traced, scenario, home).transcript)
     assert attempts.refused == {"PQcancel() -- timeout expired": 1}
-    assert attempts.longest >= seconds, attempts
+    assert seconds <= attempts.longest < DEFAULT, attempts
 
 
 # libpq's behaviour, for who needs it.
@@ -296,7 +297,7 @@ def test_a_setuid_program_ignores_the_environment(public, eavesdropper, mode, he
     environment = {"HOME": os.devnull, "LC_ALL": "C", "PQCANCEL_TRACE": str(trace), "PQCANCEL_LEGACY": "plaintext",
                    "DRIVER_MONITOR": eavesdropper.server.conninfo(sslmode="disable")}
     result = subprocess.run([program, eavesdropper.conninfo(sslmode="require", sslrootcert=None), "query"], env=environment,
-                            capture_output=True, text=True, timeout=60, user="nobody", group="nogroup", extra_groups=[])
+                            capture_output=True, text=True, timeout=150, user="nobody", group="nogroup", extra_groups=[])
     assert (result.returncode, result.stderr) == (0, ""), result
     assert "query: 57014\n" in result.stdout
     assert trace.exists() == heeded
@@ -309,7 +310,7 @@ def test_the_command_with_a_trace(traced, eavesdropper, tmp_path):
     """`pqcancel --trace=FILE PROGRAM`, with a program that is linked with libpq 18 only."""
     environment = {"HOME": str(tmp_path), "LC_ALL": "C", "LD_LIBRARY_PATH": str(traced.oracle),
                    "DRIVER_MONITOR": eavesdropper.server.conninfo(sslmode="disable")}
-    run = {"env": environment, "cwd": tmp_path, "capture_output": True, "text": True, "timeout": 60}
+    run = {"env": environment, "cwd": tmp_path, "capture_output": True, "text": True, "timeout": 150}
     command = [traced.build / "driver-libpq18", eavesdropper.conninfo(), "query"]
     straight = subprocess.run(command, **run)
     assert (straight.returncode, straight.stderr) == (0, "") and "query: 57014\n" in straight.stdout, straight

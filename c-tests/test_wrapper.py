@@ -27,7 +27,7 @@ SONAME = "libpqcancel.so.1"
 MANUAL = peers.ROOT / "man" / "pqcancel.1"
 
 ENVIRONMENT = {"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "LC_ALL": "C"}
-DEADLINE = 30  # seconds
+DEADLINE = 120  # seconds
 
 REAL_LIBPQ = (DROPIN / "libpq-host.so.5").resolve()
 

@@ -25,7 +25,7 @@
 #include "session.h"
 
 #define MAX_SESSIONS 64
-#define CHILD_SECONDS 60
+#define CHILD_SECONDS 300
 #define BUSY_THREADS 3
 #define STATUS_GIVEN 7
 #define NOBODY 65534

@@ -16,7 +16,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#define DEADLINE_MS 20000
+#define DEADLINE_MS 100000
 #define LINE_SIZE 8192
 
 static char last_line[LINE_SIZE];
@@ -238,7 +238,11 @@ poll_gate(PGcancelConn *cancel)
 	ConnStatusType status = PQcancelStatus(cancel);
 
 	if (status == CONNECTION_SSL_STARTUP)
+	{
+		if (strcmp(made_gate, "made-tls") == 0)
+			gate("hello-sent");
 		made_gate = "made-tls";
+	}
 	else if (status == CONNECTION_GSS_STARTUP)
 		made_gate = "made-gss";
 	else if (status == CONNECTION_STARTED)

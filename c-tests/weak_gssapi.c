@@ -1,11 +1,13 @@
 /*
  * A GSSAPI library that lets its callers down: it stands in front of the real one and hands everything on, but does not do for
- * the second security context and all that follow (the first is the session's) what WEAK_GSSAPI names.
+ * the second security context and all that follow (the first is the session's) what WEAK_GSSAPI names. With "lock" each context
+ * holds a lock, from its beginning to its end, that the next has to wait for.
  *
  * The declarations are those of RFC 2744, with nothing known of what is behind a pointer.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
+#include <pthread.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -30,18 +32,27 @@ typedef uint32_t init_function(uint32_t *minor, void *credential, void **context
 							   struct buffer *answer, uint32_t *actual_flags, uint32_t *actual_lifetime);
 typedef uint32_t wrap_function(uint32_t *minor, void *context, int confidential, uint32_t quality, struct buffer *plaintext,
 							   int *is_confidential, struct buffer *packet);
+typedef uint32_t delete_function(uint32_t *minor, void **context, struct buffer *token);
 
 extern init_function gss_init_sec_context;
 extern wrap_function gss_wrap;
+extern delete_function gss_delete_sec_context;
 
 static int	contexts;
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+
+static bool
+is_named(const char *what)
+{
+	const char *weakness = getenv("WEAK_GSSAPI");
+
+	return weakness && strcmp(weakness, what) == 0;
+}
 
 static bool
 fails(const char *what)
 {
-	const char *weakness = getenv("WEAK_GSSAPI");
-
-	return contexts > 1 && weakness && strcmp(weakness, what) == 0;
+	return contexts > 1 && is_named(what);
 }
 
 static void *
@@ -65,6 +76,8 @@ gss_init_sec_context(uint32_t *minor, void *credential, void **context, void *ta
 	init_function *init = (init_function *) real(__func__);
 	uint32_t	major;
 
+	if (!*context && is_named("lock"))
+		pthread_mutex_lock(&lock);
 	if (!*context)
 		contexts++;
 	if (fails("flags"))
@@ -104,4 +117,14 @@ gss_wrap(uint32_t *minor, void *context, int confidential, uint32_t quality, str
 		packet->length = LARGE;
 	}
 	return major;
+}
+
+uint32_t
+gss_delete_sec_context(uint32_t *minor, void **context, struct buffer *token)
+{
+	delete_function *delete = (delete_function *) real(__func__);
+
+	if (is_named("lock"))
+		pthread_mutex_unlock(&lock);
+	return delete(minor, context, token);
 }
