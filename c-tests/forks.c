@@ -8,6 +8,7 @@
 #include "transcript.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -23,6 +24,7 @@
 #include "session.h"
 
 #define CHILD_SECONDS 300
+#define LONG_FORK_MS 1500
 #define THREADS 8
 
 /* What a child may be given. */
@@ -322,6 +324,52 @@ run_exec(struct context *context)
 	PQfreeCancel(cancel);
 }
 
+static PGcancel *forks_cancel;
+
+static void
+cancel_within(void)
+{
+	attempt(forks_cancel);
+}
+
+static pthread_t other_thread;
+
+/* As a fork does in a process with very much memory. */
+static void
+take_long(void)
+{
+	if (pthread_create(&other_thread, NULL, cancel_once, forks_cancel) != 0)
+		die("no thread");
+	poll(NULL, 0, LONG_FORK_MS);
+}
+
+/* Something happens during a fork. (Of the handlers before a fork the one that was registered last is called first.) */
+static void
+run_during_fork(struct context *context, void (*event) (void))
+{
+	struct family family = {.context = context};
+
+	pthread_atfork(event, NULL, NULL);
+	family.cancel = forks_cancel = PQgetCancel(context->session);
+	wait_for(start_child(with_parents_cancel, &family));
+	if (other_thread)
+		pthread_join(other_thread, NULL);
+	say_attempts();
+	PQfreeCancel(family.cancel);
+}
+
+static void
+run_within(struct context *context)
+{
+	run_during_fork(context, cancel_within);
+}
+
+static void
+run_long_fork(struct context *context)
+{
+	run_during_fork(context, take_long);
+}
+
 const struct scenario scenarios[] = {
 	{"parents-cancel", run_parents_cancel},
 	{"parents-session", run_parents_session},
@@ -329,6 +377,8 @@ const struct scenario scenarios[] = {
 	{"grandchild", run_grandchild},
 	{"at-once", run_at_once},
 	{"threads", run_threads},
+	{"within", run_within},
+	{"long-fork", run_long_fork},
 	{"in-flight", run_in_flight},
 	{"exec", run_exec},
 	{NULL, NULL},

@@ -28,8 +28,8 @@ use crate::guard::catch;
 use crate::openssl_memory;
 use crate::process;
 use crate::signal_safe::{
-    BELL, COURIER_PROCESS, COURIER_THREAD, HEARTBEAT, Message, PRESENCE, SLOTS, Slot,
-    courier_is_here, sleep_on, wake_one,
+    BELL, COURIER_PROCESS, COURIER_THREAD, HEARTBEAT, KEEPER, Message, PRESENCE, SLOTS, Slot,
+    WORKING, courier_is_here, sleep_on, wake_one,
 };
 use crate::trace;
 
@@ -39,9 +39,6 @@ const STACK_SIZE: usize = 512 * 1024;
 /// While there are connections to look after, new requests are looked for so often, in milliseconds:
 /// what waits for a socket cannot be woken by the bell.
 const TICK: u8 = 5;
-
-/// Set in PRESENCE while the courier works. The rest of it counts who keeps it from working.
-const WORKING: u32 = 1 << 31;
 
 /// How long a fork or an exit waits for the courier. One that is stuck would never come.
 const FORK_PATIENCE: Duration = Duration::from_millis(500);
@@ -274,6 +271,7 @@ fn keep_from_working(patience: Duration) -> bool {
         let presence = PRESENCE.load(Acquire);
         let resting = presence & WORKING == 0;
         if resting && PRESENCE.compare_exchange(presence, presence + 1, AcqRel, Acquire).is_ok() {
+            KEEPER.store(gettid().as_raw(), Relaxed);
             return true;
         }
         if Instant::now() >= deadline {

@@ -28,8 +28,8 @@ mod plaintext;
 mod words;
 
 pub(crate) use handover::{
-    BELL, COURIER_PROCESS, COURIER_THREAD, HEARTBEAT, PRESENCE, SLOTS, Slot, courier_is_here,
-    sleep_on, wake_one,
+    BELL, COURIER_PROCESS, COURIER_THREAD, HEARTBEAT, KEEPER, PRESENCE, SLOTS, Slot, WORKING,
+    courier_is_here, sleep_on, wake_one,
 };
 pub(crate) use plaintext::Plaintext;
 use words::{Errbuf, Failure};

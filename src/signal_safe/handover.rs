@@ -21,6 +21,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU8, AtomicU32};
 
+use libc::pid_t;
+
 use super::words::{Failure, Line, MESSAGE_SIZE, Message};
 use super::{clock, now};
 use crate::target::Target;
@@ -59,11 +61,15 @@ pub(crate) static COURIER_THREAD: AtomicI32 = AtomicI32::new(0);
 /// Goes up with every step of the courier's.
 pub(crate) static HEARTBEAT: AtomicU32 = AtomicU32::new(0);
 
-/// 0 while the courier does nothing but wait; see `courier.rs`.
+/// WORKING while the courier works; else how many threads keep it from working, which fork or exit.
 pub(crate) static PRESENCE: AtomicU32 = AtomicU32::new(0);
+pub(crate) const WORKING: u32 = 1 << 31;
 
-/// When the courier waits for a lock for so long in the middle of its work, it is one that the
-/// program we interrupted may hold: malloc's, or the loader's.
+/// The thread that keeps it from working; of several the last one to come.
+pub(crate) static KEEPER: AtomicI32 = AtomicI32::new(0);
+
+/// When the courier waits for a lock for so long in the middle of its work, or who keeps it from
+/// working does, it is one that the program we interrupted may hold: malloc's, or the loader's.
 const STUCK_AFTER: u64 = 500 * MILLISECOND;
 
 /// So does one that takes so much processor time for a single step: the lock is one that spins. (The
@@ -284,7 +290,7 @@ impl Watch {
             *self = Watch::begin(time);
             return false;
         }
-        if !courier_waits_for_a_lock() {
+        if !lock_is_in_the_way() {
             self.waits_since = time;
         }
         time.saturating_sub(self.waits_since) >= STUCK_AFTER
@@ -302,18 +308,30 @@ fn courier_time() -> u64 {
     }
 }
 
-/// Whether the courier's thread waits for a lock, rather than for a server, a KDC or a disk, for
-/// processor time, or to begin. Without an answer from /proc it counts as waiting.
-fn courier_waits_for_a_lock() -> bool {
+/// Whether the one we wait for waits for a lock: the courier, or who keeps it from working. If that
+/// is the thread we interrupted, in the middle of a fork, it waits for us.
+fn lock_is_in_the_way() -> bool {
+    let presence = PRESENCE.load(Acquire);
+    if presence == 0 || presence & WORKING != 0 {
+        return waits_for_a_lock(COURIER_THREAD.load(Relaxed));
+    }
+    let keeper = KEEPER.load(Relaxed);
+    // SAFETY: gettid takes nothing.
+    let own = unsafe { libc::syscall(libc::SYS_gettid) };
+    c_long::from(keeper) == own || waits_for_a_lock(keeper)
+}
+
+/// Whether a thread waits for a lock, rather than for a server, a KDC or a disk, for processor time,
+/// or to begin. Without an answer from /proc it counts as waiting.
+fn waits_for_a_lock(thread: pid_t) -> bool {
     // A lock that spins may do so asleep.
     const BY: [c_long; 4] =
         [libc::SYS_futex, libc::SYS_sched_yield, libc::SYS_nanosleep, libc::SYS_clock_nanosleep];
-    let thread = COURIER_THREAD.load(Relaxed).unsigned_abs();
     if thread == 0 {
         return false;
     }
     let mut path = Line::empty();
-    path.text(b"/proc/self/task/").number(u64::from(thread)).text(b"/syscall\0");
+    path.text(b"/proc/self/task/").number(u64::from(thread.unsigned_abs())).text(b"/syscall\0");
     let mut text = [0_u8; 128];
     // SAFETY: the path ends in a zero byte, the buffer is as long as it says, and the descriptor
     // is closed once.
