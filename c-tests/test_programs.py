@@ -19,6 +19,7 @@ from terminal import CTRL_C, Terminal
 TABLES = ("one", "two", "three", "four", "five")
 BLOCKED = "wait_event_type = 'Lock'"
 BUSY = "state = 'active'"
+SOON = 10  # seconds: PQcancel takes no longer
 INTERRUPTED = -signal.SIGINT
 
 
@@ -59,10 +60,10 @@ def running(eavesdropper, way, home, *words, **options):
 
 
 def interrupt(terminal, monitor, eavesdropper) -> int:
-    """Ctrl-C: all that the program had the server do ends, which nothing else would end, and the program with its children.
-    Its status."""
+    """Ctrl-C: all that the program had the server do ends soon, which nothing else would end, and then the program with its
+    children. Its status."""
     terminal.press(CTRL_C)
-    monitor.wait_for(0, eavesdropper.name, BUSY)
+    monitor.wait_for(0, eavesdropper.name, BUSY, seconds=SOON)
     status = terminal.wait()
     wait_until(lambda: not terminal.processes(), seen=terminal.processes)
     monitor.wait_for(0, eavesdropper.name)

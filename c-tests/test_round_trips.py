@@ -96,9 +96,9 @@ def test_round_trips(programs_directory, all_servers, certs, way):
     assert {conversation.round_trips for conversation in theirs} == {way.libpq18}
     assert {conversation.round_trips for conversation in ours} == {way.ours}
     # What was counted was waited for. The proxy cannot delay the TCP handshake, which the kernel answers for it: so one round
-    # trip less by the clock, at least: how much more is the machine's affair.
-    assert min(our_times) >= 2 * DELAY * (way.ours - 1)
-    assert min(their_times) >= 2 * DELAY * (way.libpq18 - 1)
+    # trip less by the clock. The best of them has lost less than another one to what else the machine does.
+    assert way.ours - 1 <= min(our_times) / (2 * DELAY) < way.ours
+    assert way.libpq18 - 1 <= min(their_times) / (2 * DELAY) < way.libpq18
     # No server asks us for another key share. Where libpq 18 pays a round trip more, this is why.
     assert not any(wire.is_retried(conversation) for conversation in ours)
     assert all(wire.is_retried(conversation) == (way.libpq18 > way.ours) for conversation in theirs)
